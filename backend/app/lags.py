@@ -1,0 +1,52 @@
+"""Looks at consumer lag every few seconds, so that health and metrics never wait for a query."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any, Final
+
+from backend.journal.consumer import Consumer
+from backend.kit.postgres import DatabaseError, Pool
+from projections.health import Lag, list_lags
+
+EVERY_S: Final = 5.0
+
+
+class LagWatch:
+    def __init__(self, pool: Pool, consumers: Sequence[Consumer]) -> None:
+        self._pool: Final = pool
+        self._consumers: Final = tuple(consumers)
+        self._lags: dict[str, Lag] = {}
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._run())
+
+    async def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    def shown(self) -> dict[str, Any]:
+        """Per consumer: rows and milliseconds behind, streams parked."""
+        return {
+            name: {"rows": lag.rows, "behind_ms": lag.behind_ms, "parked": lag.parked}
+            for name, lag in self._lags.items()
+        }
+
+    def rows_of(self, name: str) -> float:
+        return self._lags[name].rows if name in self._lags else float("nan")
+
+    def parked_of(self, name: str) -> float:
+        return self._lags[name].parked if name in self._lags else float("nan")
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(EVERY_S), self._pool.connection() as connection:
+                    lags = await list_lags(connection, self._consumers)
+                self._lags = {lag.consumer: lag for lag in lags}
+            except (DatabaseError, OSError, TimeoutError):
+                self._lags = {}
+            await asyncio.sleep(EVERY_S)

@@ -1,0 +1,3 @@
+"""The relay API's front: authenticates, parses, answers in OpenAI's dialect. Makes no upstream
+call.
+"""

@@ -1,0 +1,202 @@
+"""Everything that is not hot, on Litestar: status page, health, metrics, models, billing routes."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from datetime import UTC, date, datetime, timedelta
+from typing import Annotated, Any, Protocol
+
+import msgspec
+import structlog
+from litestar import Litestar, MediaType, Request, Response, Router, get
+from litestar.exceptions import HTTPException
+from litestar.params import Parameter
+from litestar.status_codes import HTTP_404_NOT_FOUND
+from prometheus_client import CollectorRegistry
+
+from backend.http.metrics import CONTENT_TYPE, exposition
+from backend.http.pages import status_page
+from backend.http.relay.callers import Callers
+from backend.http.relay.errors import INTERNAL_SENTENCE, error_answer
+from backend.ledger.billing import BillingDoor, Usd
+from schemas.errors import BadRequest, ModelNotFound, NotFound, SuanpanError
+
+AnyRequest = Request[Any, Any, Any]
+
+_log = structlog.get_logger("http.site")
+
+
+class Health(msgspec.Struct, frozen=True):
+    """`ready`, or why not; and what each part says."""
+
+    status: str
+    role: str
+    why: tuple[str, ...]
+    warnings: tuple[str, ...]
+    parts: dict[str, Any]
+
+
+class ModelList(Protocol):
+    def models(self) -> tuple[str, ...]: ...
+
+
+class Site(msgspec.Struct, frozen=True):
+    """What the routes need."""
+
+    role: str
+    health: Callable[[], Awaitable[Health]]
+    registry: CollectorRegistry
+
+
+class RelaySite(msgspec.Struct, frozen=True):
+    """What the relay's cold routes need beside it."""
+
+    callers: Callers
+    models: ModelList
+    billing: BillingDoor
+
+
+def make_probes(site: Site) -> Litestar:
+    """Health and metrics: what every role serves."""
+    return _application(_probes(site))
+
+
+def make_site(site: Site, relay: RelaySite) -> Litestar:
+    """All routes of a process that answers people and clients."""
+    return _application([*_probes(site), *_pages(site, relay), *_relay(relay)])
+
+
+def _application(handlers: list[Any]) -> Litestar:
+    return Litestar(
+        route_handlers=handlers,
+        openapi_config=None,
+        logging_config=None,
+        exception_handlers={
+            SuanpanError: _refused,
+            HTTPException: _http_error,
+            Exception: _unforeseen,
+        },
+    )
+
+
+def _probes(site: Site) -> list[Any]:
+    @get("/health")
+    async def health() -> Response[Health]:
+        found = await site.health()
+        return Response(found, status_code=200 if found.status == "ready" else 503)
+
+    @get("/metrics", sync_to_thread=False)
+    def metrics() -> Response[bytes]:
+        return Response(exposition(site.registry), headers={"content-type": CONTENT_TYPE})
+
+    return [health, metrics]
+
+
+def _pages(site: Site, relay: RelaySite) -> list[Any]:
+    @get("/", media_type=MediaType.HTML)
+    async def index(request: AnyRequest) -> Response[str]:
+        found = await site.health()
+        language = request.headers.get("accept-language", "")
+        page = status_page(language, found.status, found.parts, relay.models.models())
+        return Response(
+            page,
+            headers={"content-security-policy": "default-src 'none'; style-src 'unsafe-inline'"},
+        )
+
+    return [index]
+
+
+def _relay(relay: RelaySite) -> list[Any]:
+    @get("/models", sync_to_thread=False)
+    def list_models(request: AnyRequest) -> dict[str, Any]:
+        entry = relay.callers.of(request.scope["headers"])
+        names = [name for name in relay.models.models() if entry.allows(name)]
+        return {"object": "list", "data": [_model(name) for name in names]}
+
+    @get("/models/{name:path}", sync_to_thread=False)
+    def one_model(request: AnyRequest, name: str) -> dict[str, Any]:
+        entry = relay.callers.of(request.scope["headers"])
+        wanted = name.lstrip("/")
+        if not entry.allows(wanted) or wanted not in relay.models.models():
+            raise ModelNotFound(f"The model `{wanted[:200]}` does not exist.")
+        return _model(wanted)
+
+    @get(["/dashboard/billing/usage", "/v1/dashboard/billing/usage"])
+    async def usage(
+        request: AnyRequest,
+        start_date: Annotated[str | None, Parameter(query="start_date")] = None,
+        end_date: Annotated[str | None, Parameter(query="end_date")] = None,
+    ) -> Response[bytes]:
+        entry = relay.callers.of(request.scope["headers"])
+        first, last = _day(start_date, "start_date"), _day(end_date, "end_date")
+        until = None if last is None else last + timedelta(days=1)
+        return _json(await relay.billing.usage(entry.account, first, until))
+
+    @get(["/dashboard/billing/subscription", "/v1/dashboard/billing/subscription"])
+    async def subscription(request: AnyRequest) -> Response[bytes]:
+        entry = relay.callers.of(request.scope["headers"])
+        return _json(await relay.billing.subscription(entry.account))
+
+    return [Router("/v1", route_handlers=[list_models, one_model]), usage, subscription]
+
+
+def _model(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "suanpan"}
+
+
+def _json(value: dict[str, Any]) -> Response[bytes]:
+    return Response(
+        msgspec.json.encode(value, enc_hook=_encode_usd),
+        headers={"content-type": "application/json"},
+    )
+
+
+def _encode_usd(value: object) -> object:
+    if isinstance(value, Usd):
+        return msgspec.Raw(value.text.encode())
+    raise NotImplementedError(type(value).__name__)
+
+
+def _day(text: str | None, name: str) -> datetime | None:
+    """Midnight UTC of an ISO date, or of a date-time's day."""
+    if not text:
+        return None
+    try:
+        day = date.fromisoformat(text[:10])
+    except ValueError as error:
+        raise BadRequest(f"`{name}` must be a date such as 2026-01-31.") from error
+    return datetime(day.year, day.month, day.day, tzinfo=UTC)
+
+
+def _refused(request: AnyRequest, error: SuanpanError) -> Response[bytes]:
+    status, headers, body = error_answer(error, request.headers.get("x-request-id", "")[:64])
+    kept = {
+        name.decode(): value.decode()
+        for name, value in headers
+        if name not in (b"content-length", b"x-request-id")
+    }
+    return Response(body, status_code=status, headers=kept)
+
+
+def _unforeseen(request: AnyRequest, error: Exception) -> Response[bytes]:
+    _log.error("request failed", path=request.url.path, exc_info=error)
+    problem = {"title": INTERNAL_SENTENCE, "status": 500, "type": "about:blank"}
+    return _problem(problem, 500)
+
+
+def _problem(problem: dict[str, Any], status: int) -> Response[bytes]:
+    return Response(
+        msgspec.json.encode(problem),
+        status_code=status,
+        headers={"content-type": "application/problem+json"},
+    )
+
+
+def _http_error(request: AnyRequest, error: HTTPException) -> Response[bytes]:
+    """OpenAI's shape under /v1, problem+json (RFC 9457) elsewhere."""
+    if request.url.path.startswith("/v1/") and error.status_code == HTTP_404_NOT_FOUND:
+        return _refused(
+            request, NotFound(f"Unknown request URL: {request.method} {request.url.path}")
+        )
+    problem = {"title": error.detail, "status": error.status_code, "type": "about:blank"}
+    return _problem(problem, error.status_code)

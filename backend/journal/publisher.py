@@ -1,0 +1,196 @@
+"""Carries every row of the log to Kafka, in order, by one leader; Kafka may be away for any time.
+
+It sends what is committed and never decides what an event means.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Final, Literal
+
+import msgspec
+import structlog
+
+from backend.journal.kafka_check import Ahead, InStep, compare, identity_of
+from backend.journal.publisher_place import (
+    AHEAD,
+    CLOSE_SITE,
+    DataKey,
+    Head,
+    LostLeadership,
+    Place,
+    begin_again,
+    lead,
+    list_unpublished_keys,
+    mark_published,
+    move,
+    take_lock,
+)
+from backend.journal.reader import read_page, site_of
+from backend.journal.wake import LogWatch
+from backend.kit.clock import Clock, Randomness
+from backend.kit.kafka import MalformedRecord
+from backend.kit.kafka_admin import KEYS_TOPIC, KafkaUnavailable, ensure_topics
+from backend.kit.kafka_outlet import Outgoing, Outlet, outgoing_of, outlet
+from backend.kit.postgres import Connection, DatabaseError, connect
+from schemas.errors import SiteProblem
+from schemas.event import Position, Recorded, shard_of
+
+PAGE_ROWS: Final = 1_000
+KEYS_MAX: Final = 1_000
+SEND_TIMEOUT_S: Final = 30.0
+CHECK_EVERY_S: Final = 30.0
+"""How often an idle leader asks whether Kafka is still the one that was filled."""
+STANDBY_S: Final = 2.0
+BACKOFF_S: Final = (0.2, 1.0, 3.0, 8.0)
+
+State = Literal["starting", "standby", "publishing", "waiting", "read-only", "stopped"]
+
+_log = structlog.get_logger("journal.publisher")
+
+
+class PublisherStatus(msgspec.Struct, frozen=True):
+    """For health: what the publisher does, and why it does not publish."""
+
+    state: State
+    reason: str = ""
+    rows_sent: int = 0
+
+
+class KafkaReplaced(RuntimeError):
+    """The cluster is not the one that was checked: begin again with the check."""
+
+
+class Publisher:
+    """`start` and `stop` once. Several may run anywhere; one leads, the others stand by."""
+
+    def __init__(
+        self,
+        database_url: str,
+        bootstrap: str,
+        watch: LogWatch,
+        clock: Clock,
+        randomness: Randomness,
+        *,
+        replication_factor: int = 1,
+    ) -> None:
+        self._url: Final = database_url
+        self._bootstrap: Final = bootstrap
+        self._watch: Final = watch
+        self._clock: Final = clock
+        self._randomness: Final = randomness
+        self._replication_factor: Final = replication_factor
+        self._task: asyncio.Task[None] | None = None
+        self._rows_sent = 0
+        self._failures = 0
+        self.status = PublisherStatus("starting")
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._run())
+
+    async def stop(self) -> None:
+        """Ends now; what was sent and not yet remembered is sent again by the next leader."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        self._say("stopped")
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                pause_s = await self._session()
+            except (LostLeadership, KafkaReplaced) as change:
+                self._say("waiting", str(change))
+                pause_s = self._jittered(BACKOFF_S[0])
+            except (SiteProblem, MalformedRecord) as problem:
+                self._say("waiting", str(problem))
+                _log.error("publisher cannot go on", reason=str(problem))
+                pause_s = self._jittered(BACKOFF_S[-1])
+            except (KafkaUnavailable, DatabaseError, OSError, TimeoutError) as error:
+                self._say("waiting", f"{type(error).__name__}: {error}")
+                _log.warning("publisher waits", error=type(error).__name__)
+                pause_s = self._backoff_s()
+            await asyncio.sleep(pause_s)
+
+    async def _session(self) -> float:
+        """One leadership, until something breaks; or seconds to wait before trying to lead."""
+        async with await connect(self._url, application="suanpan publisher") as connection:
+            if not await take_lock(connection):
+                self._say("standby")
+                return self._jittered(STANDBY_S)
+            place = await lead(connection)
+            await ensure_topics(self._bootstrap, self._replication_factor)
+            identity = await identity_of(self._bootstrap)
+            verdict = await compare(connection, self._bootstrap, place, identity)
+            if isinstance(verdict, Ahead):
+                # The lock is given back while we wait: `recover` needs it.
+                return await self._close_site(connection, verdict)
+            if not isinstance(verdict, InStep):
+                _log.warning("kafka is filled from the start", reason=verdict.reason)
+                place = await begin_again(connection, place.leader_epoch, identity)
+            async with outlet(self._bootstrap, client_id="suanpan-publisher") as out:
+                await self._publish(connection, out, place)
+        raise AssertionError("publishing ends by an error or a cancellation")
+
+    async def _close_site(self, connection: Connection, verdict: Ahead) -> float:
+        await connection.execute(CLOSE_SITE, {"reason": AHEAD})
+        _, _, reason = await site_of(connection)
+        self._say("read-only", reason or AHEAD)
+        _log.critical(
+            "kafka is ahead of the table",
+            stream=verdict.stream,
+            version=verdict.version,
+            forked=verdict.forked,
+        )
+        return self._jittered(STANDBY_S)
+
+    async def _publish(self, connection: Connection, out: Outlet, place: Place) -> None:
+        position, leader_epoch = place.position, place.leader_epoch
+        self._failures = 0
+        checked_s = self._clock.monotonic_s()
+        while True:
+            self._say("publishing")
+            page = await read_page(connection, position, PAGE_ROWS)
+            # After the page, so that each key a page's events need is among these or sent before.
+            await self._send_keys(connection, out, leader_epoch)
+            if page:
+                position = await self._send_page(connection, out, leader_epoch, page)
+                continue
+            await self._watch.wait()
+            if self._clock.monotonic_s() - checked_s > CHECK_EVERY_S:
+                checked_s = self._clock.monotonic_s()
+                if await identity_of(self._bootstrap) != place.identity:
+                    raise KafkaReplaced("Kafka was replaced")
+
+    async def _send_page(
+        self, connection: Connection, out: Outlet, leader_epoch: int, page: Sequence[Recorded]
+    ) -> Position:
+        offsets = await out.send([outgoing_of(row) for row in page], timeout_s=SEND_TIMEOUT_S)
+        last = {(row.topic, row.shard): row for row in page}
+        heads = {key: Head(offsets[key], row.hash) for key, row in last.items() if key in offsets}
+        await move(connection, leader_epoch, page[-1].position, heads)
+        self._rows_sent += len(page)
+        return page[-1].position
+
+    async def _send_keys(self, connection: Connection, out: Outlet, leader_epoch: int) -> None:
+        while keys := await list_unpublished_keys(connection, KEYS_MAX):
+            await out.send([_key_record(key) for key in keys], timeout_s=SEND_TIMEOUT_S)
+            await mark_published(connection, leader_epoch, keys)
+
+    def _say(self, state: State, reason: str = "") -> None:
+        self.status = PublisherStatus(state, reason, self._rows_sent)
+
+    def _backoff_s(self) -> float:
+        self._failures += 1
+        return self._jittered(BACKOFF_S[min(self._failures, len(BACKOFF_S)) - 1])
+
+    def _jittered(self, pause_s: float) -> float:
+        return pause_s * (0.5 + self._randomness.bits(16) / 2**17)
+
+
+def _key_record(key: DataKey) -> Outgoing:
+    """`account:42/1` → the wrapped key. Compaction keeps the last record; a tombstone ends it."""
+    stream = f"account:{key.account}"
+    name = f"{stream}/{key.key_epoch}".encode()
+    return Outgoing(KEYS_TOPIC, shard_of(stream), name, key.wrapped, [])

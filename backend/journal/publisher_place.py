@@ -1,0 +1,221 @@
+"""What the publisher remembers in Postgres: who leads, how far, and where Kafka's records end.
+
+Changed only under the leader's number, so that a leader who lost the lock changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from backend.kit.kafka_admin import ClusterIdentity
+from backend.kit.postgres import Connection, fetch_all, fetch_one
+from schemas.event import START, Position, Recorded
+
+LOCK_KEY: Final = 0x5375616E_707562
+TAKE_LOCK: Final = "SELECT pg_try_advisory_lock(%(key)s::bigint)"
+LEAD: Final = """
+UPDATE publisher SET leader_epoch = leader_epoch + 1
+RETURNING leader_epoch, epoch, xid::text::bigint, seq, cluster_id, topic_ids::text
+"""
+LIST_HEADS: Final = "SELECT topic, shard::integer, record_offset, hash FROM publisher_heads"
+MOVE: Final = """
+WITH mine AS (
+    UPDATE publisher SET epoch = %(epoch)s, xid = %(xid)s::text::xid8, seq = %(seq)s
+    WHERE leader_epoch = %(leader_epoch)s RETURNING leader_epoch
+), heads AS (
+    INSERT INTO publisher_heads (topic, shard, record_offset, hash)
+    SELECT i.topic, i.shard, i.record_offset, decode(i.hash, 'hex')
+    FROM json_to_recordset(%(heads)s::json)
+        AS i(topic text, shard smallint, record_offset bigint, hash text), mine
+    ORDER BY i.topic, i.shard
+    ON CONFLICT (topic, shard) DO UPDATE
+        SET record_offset = excluded.record_offset, hash = excluded.hash
+)
+SELECT count(*) FROM mine
+"""
+BEGIN_AGAIN: Final = """
+WITH mine AS (
+    UPDATE publisher SET epoch = 0, xid = '0', seq = 0, cluster_id = %(cluster_id)s,
+        topic_ids = %(topic_ids)s::jsonb
+    WHERE leader_epoch = %(leader_epoch)s RETURNING leader_epoch
+), heads AS (
+    DELETE FROM publisher_heads USING mine
+), keys AS (
+    UPDATE data_keys SET published = false FROM mine WHERE data_keys.published
+)
+SELECT count(*) FROM mine
+"""
+LIST_KEYS: Final = """
+SELECT account, key_epoch, wrapped FROM data_keys WHERE NOT published
+ORDER BY account, key_epoch LIMIT %(count_max)s
+"""
+MARK_KEYS: Final = """
+UPDATE data_keys k SET published = true
+FROM json_to_recordset(%(keys)s::json) AS i(account bigint, key_epoch integer),
+    publisher p
+WHERE k.account = i.account AND k.key_epoch = i.key_epoch AND p.leader_epoch = %(leader_epoch)s
+"""
+LAG: Final = """
+WITH behind AS (
+    SELECT e.at FROM event_log e, publisher p
+    WHERE (e.epoch, e.xid, e.seq) > (p.epoch, p.xid, p.seq)
+    ORDER BY e.epoch, e.xid, e.seq LIMIT %(rows_max)s
+)
+SELECT count(*), greatest(extract(epoch FROM clock_timestamp() - min(at)), 0)::float8 FROM behind
+"""
+FIND_ABSENT: Final = """
+SELECT i.stream, i.version, e.hash IS NOT NULL
+FROM json_to_recordset(%(rows)s::json) AS i(stream text, version bigint, hash text)
+LEFT JOIN event_log e ON e.stream = i.stream AND e.version = i.version
+WHERE e.hash IS DISTINCT FROM decode(i.hash, 'hex')
+ORDER BY i.stream, i.version LIMIT 1
+"""
+CLOSE_SITE: Final = """
+UPDATE site SET read_only_reason = %(reason)s WHERE read_only_reason IS NULL
+"""
+OPEN_SITE: Final = """
+UPDATE site SET read_only_reason = NULL WHERE read_only_reason = %(reason)s
+"""
+
+AHEAD: Final = (
+    "Kafka holds events that this database lacks, as after restoring an older backup: "
+    "run `suanpan recover`"
+)
+LAG_ROWS_MAX: Final = 100_000
+
+_ENCODER: Final = msgspec.json.Encoder()
+
+
+class LostLeadership(RuntimeError):
+    """Somebody else leads now; what we sent and did not remember, they send again."""
+
+
+class Head(msgspec.Struct, frozen=True):
+    """The last record we know of in a partition."""
+
+    offset: int
+    hash: bytes
+
+
+class Place(msgspec.Struct, frozen=True):
+    """How far a leader's predecessors came, in the table and in Kafka."""
+
+    leader_epoch: int
+    position: Position
+    identity: ClusterIdentity
+    heads: dict[tuple[str, int], Head]
+
+
+class Lag(msgspec.Struct, frozen=True):
+    """What Kafka does not have yet."""
+
+    rows: int
+    """At most LAG_ROWS_MAX: more is not counted."""
+    seconds: float
+    """Age of the oldest of them."""
+
+
+class DataKey(msgspec.Struct, frozen=True):
+    account: int
+    key_epoch: int
+    wrapped: bytes
+
+
+async def take_lock(connection: Connection) -> bool:
+    """Whether we lead now, for as long as `connection` lives."""
+    row = await fetch_one(connection, TAKE_LOCK, {"key": LOCK_KEY})
+    assert row is not None
+    return bool(row[0])
+
+
+async def lead(connection: Connection) -> Place:
+    """A new leader's number, and the place to go on from. The lock must be held."""
+    row = await fetch_one(connection, LEAD)
+    assert row is not None, "a migrated database has its publisher row"
+    leader_epoch, epoch, xid, seq, cluster_id, topic_ids = row
+    identity = ClusterIdentity(cluster_id, msgspec.json.decode(topic_ids, type=dict[str, str]))
+    heads = {
+        (topic, shard): Head(offset, bytes(digest))
+        for topic, shard, offset, digest in await fetch_all(connection, LIST_HEADS)
+    }
+    return Place(leader_epoch, Position(epoch, xid, seq), identity, heads)
+
+
+async def begin_again(
+    connection: Connection, leader_epoch: int, identity: ClusterIdentity
+) -> Place:
+    """The place of a publisher that fills `identity` from the start. Raises LostLeadership."""
+    row = await fetch_one(
+        connection,
+        BEGIN_AGAIN,
+        {
+            "leader_epoch": leader_epoch,
+            "cluster_id": identity.cluster_id,
+            "topic_ids": _ENCODER.encode(identity.topic_ids).decode(),
+        },
+    )
+    _expect_mine(row)
+    return Place(leader_epoch, START, identity, {})
+
+
+async def move(
+    connection: Connection,
+    leader_epoch: int,
+    position: Position,
+    heads: Mapping[tuple[str, int], Head],
+) -> None:
+    """Everything up to `position` is acknowledged. Raises LostLeadership."""
+    rows = [
+        {"topic": topic, "shard": shard, "record_offset": head.offset, "hash": head.hash.hex()}
+        for (topic, shard), head in heads.items()
+    ]
+    arguments = {
+        "leader_epoch": leader_epoch,
+        "epoch": position.epoch,
+        "xid": str(position.xid),
+        "seq": position.seq,
+        "heads": _ENCODER.encode(rows).decode(),
+    }
+    _expect_mine(await fetch_one(connection, MOVE, arguments))
+
+
+async def list_unpublished_keys(connection: Connection, count_max: int) -> list[DataKey]:
+    """Wrapped data keys that `suanpan.keys` does not have yet."""
+    rows = await fetch_all(connection, LIST_KEYS, {"count_max": count_max})
+    return [DataKey(account, key_epoch, bytes(wrapped)) for account, key_epoch, wrapped in rows]
+
+
+async def mark_published(
+    connection: Connection, leader_epoch: int, keys: Sequence[DataKey]
+) -> None:
+    """These keys are acknowledged; without effect for a leader of the past."""
+    rows = [{"account": key.account, "key_epoch": key.key_epoch} for key in keys]
+    arguments: dict[str, Any] = {
+        "leader_epoch": leader_epoch,
+        "keys": _ENCODER.encode(rows).decode(),
+    }
+    await connection.execute(MARK_KEYS, arguments)
+
+
+async def find_lag(connection: Connection) -> Lag:
+    """Rows that are not in Kafka yet, for health and metrics; any process may ask."""
+    row = await fetch_one(connection, LAG, {"rows_max": LAG_ROWS_MAX})
+    assert row is not None
+    return Lag(row[0], row[1] or 0.0)
+
+
+async def find_absent(
+    connection: Connection, rows: Sequence[Recorded]
+) -> tuple[str, int, bool] | None:
+    """First (stream, version, whether the table has another event there) the table lacks."""
+    given = [{"stream": row.stream, "version": row.version, "hash": row.hash.hex()} for row in rows]
+    found = await fetch_one(connection, FIND_ABSENT, {"rows": _ENCODER.encode(given).decode()})
+    return None if found is None else (found[0], found[1], found[2])
+
+
+def _expect_mine(row: tuple[Any, ...] | None) -> None:
+    if row is None or row[0] != 1:
+        raise LostLeadership("another publisher leads")

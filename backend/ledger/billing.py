@@ -1,0 +1,78 @@
+"""The billing routes that OpenAI clients know, answered from the ledger in USD at the site's
+rate.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from decimal import ROUND_HALF_UP, Decimal
+from typing import Any, Final
+
+import msgspec
+
+from backend.journal.fold import Folds
+from backend.journal.view import load_states
+from backend.kit.postgres import Pool
+from backend.ledger.account import Account
+from backend.ledger.points import account_state
+from backend.ledger.statements import usage_totals
+from schemas.ids import PersonId, id_of
+from schemas.money import POINTS_PER_CNY, UPT_PER_POINT
+
+_SIX_PLACES: Final = Decimal("0.000001")
+FOREVER_S: Final = 4_102_444_800
+"""2100-01-01: points do not expire, and some clients insist on a date."""
+
+
+class Usd(msgspec.Struct, frozen=True):
+    """A number for JSON, as decimal text: these routes need numbers, and a float is never made."""
+
+    text: str
+
+
+def usd(amount_upt: int, cny_per_usd: Decimal, factor: int = 1) -> Usd:
+    """Dollars (times `factor`: 100 for cents) of micro-points: 10 points are 1 CNY."""
+    value = Decimal(amount_upt * factor) / (UPT_PER_POINT * POINTS_PER_CNY) / cny_per_usd
+    text = f"{value.quantize(_SIX_PLACES, rounding=ROUND_HALF_UP):f}"
+    return Usd(text.rstrip("0").rstrip(".") if "." in text else text)
+
+
+class BillingDoor:
+    """Reads an account's state and its usage; changes nothing."""
+
+    def __init__(self, pool: Pool, folds: Folds, cny_per_usd: Decimal) -> None:
+        self._pool: Final = pool
+        self._folds: Final = folds
+        self._cny_per_usd: Final = cny_per_usd
+
+    async def usage(
+        self, account: str, first: datetime | None, until: datetime | None
+    ) -> dict[str, Any]:
+        """`total_usage` in US cents: all time, or charged in [first, until)."""
+        if first is None and until is None:
+            charged_upt = (await self._state(account)).charged_upt
+        else:
+            async with self._pool.connection() as connection:
+                totals = await usage_totals(connection, PersonId(int(id_of(account))), first, until)
+            charged_upt = totals.charged_upt
+        return {"object": "list", "total_usage": usd(charged_upt, self._cny_per_usd, 100)}
+
+    async def subscription(self, account: str) -> dict[str, Any]:
+        """The limit is all that was ever granted: less `total_usage`, it is what is left."""
+        limit = usd((await self._state(account)).issued_upt, self._cny_per_usd)
+        return {
+            "object": "billing_subscription",
+            "has_payment_method": True,
+            "soft_limit": limit,
+            "hard_limit": limit,
+            "system_hard_limit": limit,
+            "soft_limit_usd": limit,
+            "hard_limit_usd": limit,
+            "system_hard_limit_usd": limit,
+            "access_until": FOREVER_S,
+        }
+
+    async def _state(self, account: str) -> Account:
+        async with self._pool.connection() as connection:
+            states = await load_states(connection, self._folds, [account])
+        return account_state(states[account][1]) if account in states else Account()

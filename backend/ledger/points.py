@@ -1,0 +1,265 @@
+"""The ledger's door: opens, grants, holds, extends, settles, releases. Decisions are in
+`decide`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from hashlib import sha256
+from typing import Final
+from uuid import UUID
+
+import msgspec
+
+from backend.journal.commands import (
+    AlreadyDone,
+    Command,
+    Decision,
+    Landed,
+    Refused,
+    Standing,
+)
+from backend.journal.reader import find_command
+from backend.journal.writer import Writer
+from backend.kit.postgres import Pool
+from backend.ledger.account import Account
+from backend.ledger.decide import (
+    HoldAsked,
+    MissingPoints,
+    SettleAsked,
+    decide_extend,
+    decide_hold,
+    decide_late,
+    decide_release,
+    decide_settle,
+)
+from schemas.errors import IdempotencyConflict, InsufficientPoints
+from schemas.event import Recorded
+from schemas.ids import RequestId, late_command_id, outcome_command_id
+from schemas.ledger import (
+    HoldExtended,
+    HoldReleased,
+    HoldSettled,
+    PointsHeld,
+    ReleaseReason,
+    RequestRefused,
+    Served,
+    ShortfallRecorded,
+    UsageLate,
+)
+from schemas.money import MicroPoints, format_points
+from schemas.registry import decode
+
+KEY_ATTEMPTS_MAX: Final = 32
+HOLD_TIMEOUT_S: Final = 5.0
+SETTLE_TIMEOUT_S: Final = 10.0
+
+SweepDecision = Callable[[Account], Decision]
+
+
+class Held(msgspec.Struct, frozen=True):
+    """A hold that landed; `reach_upt`: the hold and all that is available beside it."""
+
+    amount_upt: MicroPoints
+    reach_upt: MicroPoints
+
+
+class Charged(msgspec.Struct, frozen=True):
+    """How a request ended: what was charged, and what could not be."""
+
+    amount_upt: MicroPoints
+    shortfall_upt: MicroPoints = MicroPoints(0)
+
+
+class Points:
+    """One per process. Every method that records raises Unavailable while Postgres does not
+    answer.
+    """
+
+    def __init__(self, writer: Writer, pool: Pool) -> None:
+        self._writer: Final = writer
+        self._pool: Final = pool
+
+    async def hold(
+        self, account: str, asked: HoldAsked, command_id: UUID, body_hash: bytes = b""
+    ) -> Held:
+        """Lets a request in. Raises InsufficientPoints, and IdempotencyConflict for a used id."""
+
+        def decide(standings: tuple[Standing, ...], at_us: int) -> Decision:
+            standing = standings[0]
+            return decide_hold(standing.state, standing.version, asked, at_us)
+
+        outcome = await self._writer.submit(
+            Command(command_id, (account,), decide, body_hash), HOLD_TIMEOUT_S
+        )
+        match outcome:
+            case Landed(events, _, states):
+                return _held_of(events, states)
+            case Refused(MissingPoints(missing_upt)):
+                raise insufficient(missing_upt)
+            case AlreadyDone(earlier_hash, rows):
+                raise await self._used_before(body_hash, earlier_hash, rows)
+            case _:
+                raise insufficient(MicroPoints(1))
+
+    async def extend(self, account: str, request_id: RequestId, wanted_upt: int) -> int:
+        """Holds up to `wanted_upt` more; returns how much (0: nothing is left, or no such hold)."""
+
+        def decide(standings: tuple[Standing, ...], at_us: int) -> Decision:
+            return decide_extend(standings[0].state, request_id, wanted_upt)
+
+        command = Command(self._writer.new_id(), (account,), decide, urgent=True)
+        outcome = await self._writer.submit(command, HOLD_TIMEOUT_S)
+        if not isinstance(outcome, Landed):
+            return 0
+        return sum(e.amount_upt for e in outcome.events if isinstance(e, HoldExtended))
+
+    async def settle(self, account: str, asked: SettleAsked) -> Charged:
+        """Ends a request with its exact cost, once; after a sweep records the usage as late."""
+
+        def decide(standings: tuple[Standing, ...], at_us: int) -> Decision:
+            return decide_settle(standings[0].state, asked)
+
+        command = Command(outcome_command_id(asked.request_id), (account,), decide, urgent=True)
+        outcome = await self._writer.submit(command, SETTLE_TIMEOUT_S)
+        if isinstance(outcome, Landed):
+            return _charged_of(outcome.events)
+        return await self._after_the_end(account, asked)
+
+    async def release(
+        self, account: str, request_id: RequestId, reason: ReleaseReason, served: Served
+    ) -> None:
+        """Ends a request without a charge; does nothing where it has an outcome already."""
+
+        def decide(standings: tuple[Standing, ...], at_us: int) -> Decision:
+            return decide_release(standings[0].state, request_id, reason, served)
+
+        command = Command(outcome_command_id(request_id), (account,), decide, urgent=True)
+        await self._writer.submit(command, SETTLE_TIMEOUT_S)
+
+    async def sweep(self, account: str, request_id: RequestId, end: SweepDecision) -> bool:
+        """Ends a request whose lease ran out; False where someone else was faster or still
+        lives.
+        """
+
+        def decide(standings: tuple[Standing, ...], at_us: int) -> Decision:
+            return end(account_state(standings[0].state))
+
+        command = Command(
+            outcome_command_id(request_id), (account,), decide, urgent=True, tries_once=True
+        )
+        return isinstance(await self._writer.submit(command, SETTLE_TIMEOUT_S), Landed)
+
+    async def free_command_id(self, scope: bytes) -> UUID:
+        """The command id of an Idempotency-Key: the first whose request was not refused or
+        released.
+
+        `scope` names principal, route and key. A key that is in use gives the used id, so that the
+        hold finds its twin.
+        """
+        for attempt in range(KEY_ATTEMPTS_MAX):
+            command_id = UUID(bytes=sha256(scope + b"\x00%d" % attempt).digest()[:16])
+            async with self._pool.connection() as connection:
+                found = await find_command(connection, command_id)
+            if found is None or not await self._is_free(found[1]):
+                return command_id
+        raise IdempotencyConflict("This Idempotency-Key failed too often; use a new key.")
+
+    async def _is_free(self, rows: list[Recorded]) -> bool:
+        first = decode(rows[0])
+        if isinstance(first, RequestRefused):
+            return True
+        if not isinstance(first, PointsHeld):
+            return False
+        return any(
+            isinstance(decode(row), HoldReleased) for row in await self.outcome_of(first.request_id)
+        )
+
+    async def outcome_of(self, request_id: RequestId) -> tuple[Recorded, ...]:
+        """The rows that ended a request; empty while it is in flight or was never let in."""
+        async with self._pool.connection() as connection:
+            found = await find_command(connection, outcome_command_id(request_id))
+        return () if found is None else tuple(found[1])
+
+    async def _after_the_end(self, account: str, asked: SettleAsked) -> Charged:
+        """The request has an outcome: ours from an attempt before, or a sweep's."""
+        rows = await self.outcome_of(asked.request_id)
+        for row in rows:
+            match decode(row):
+                case HoldSettled(amount_upt=amount_upt, swept=True):
+                    return await self._late(account, asked, row.event_id, amount_upt)
+                case HoldReleased(reason=ReleaseReason.SWEPT):
+                    return await self._late(account, asked, row.event_id, MicroPoints(0))
+                case _:
+                    continue
+        return _charged_of(tuple(decode(row) for row in rows))
+
+    async def _late(
+        self, account: str, asked: SettleAsked, sweep_event_id: UUID, charged_upt: MicroPoints
+    ) -> Charged:
+        def decide(standings: tuple[Standing, ...], at_us: int) -> Decision:
+            standing = standings[0]
+            return decide_late(standing.state, standing.version, asked, sweep_event_id, charged_upt)
+
+        command = Command(late_command_id(asked.request_id), (account,), decide, urgent=True)
+        outcome = await self._writer.submit(command, SETTLE_TIMEOUT_S)
+        events = outcome.events if isinstance(outcome, Landed) else ()
+        late = next((event for event in events if isinstance(event, UsageLate)), None)
+        if late is None:
+            return Charged(charged_upt)
+        return Charged(MicroPoints(charged_upt + late.amount_upt), late.shortfall_upt)
+
+    async def _used_before(
+        self, body_hash: bytes, earlier_hash: bytes, rows: tuple[Recorded, ...]
+    ) -> Exception:
+        """What a repeated Idempotency-Key is told: 409 with the request id and its charge."""
+        if body_hash != earlier_hash:
+            return IdempotencyConflict(
+                "This Idempotency-Key was used before with another body; use a new key."
+            )
+        first = decode(rows[0])
+        if not isinstance(first, PointsHeld):
+            return IdempotencyConflict("This Idempotency-Key was refused before; use a new key.")
+        ended = await self.outcome_of(first.request_id)
+        if not ended:
+            return IdempotencyConflict(
+                f"Request {first.request_id} with this Idempotency-Key is still in flight."
+            )
+        charged = _charged_of(tuple(decode(row) for row in ended))
+        return IdempotencyConflict(
+            f"Request {first.request_id} with this Idempotency-Key was answered before and "
+            f"charged {format_points(charged.amount_upt)} points."
+        )
+
+
+def insufficient(missing_upt: int) -> InsufficientPoints:
+    """402 for people: how many points are missing."""
+    return InsufficientPoints(
+        f"You have too few points for this request: {format_points(missing_upt)} more are needed."
+    )
+
+
+def account_state(standing_state: object) -> Account:
+    """Narrows a state that came from an `account:` stream."""
+    assert isinstance(standing_state, Account)
+    return standing_state
+
+
+def _held_of(events: tuple[object, ...], states: tuple[object, ...]) -> Held:
+    for event in events:
+        if isinstance(event, RequestRefused):
+            raise insufficient(event.missing_upt)
+        if isinstance(event, PointsHeld):
+            available_upt = account_state(states[0]).available_upt if states else 0
+            return Held(event.amount_upt, MicroPoints(event.amount_upt + available_upt))
+    raise AssertionError("a hold lands as PointsHeld or RequestRefused")
+
+
+def _charged_of(events: tuple[object, ...]) -> Charged:
+    amount_upt = shortfall_upt = 0
+    for event in events:
+        if isinstance(event, HoldSettled):
+            amount_upt += event.amount_upt
+        elif isinstance(event, ShortfallRecorded):
+            shortfall_upt += event.amount_upt
+    return Charged(MicroPoints(amount_upt), MicroPoints(shortfall_upt))

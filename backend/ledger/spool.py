@@ -1,0 +1,80 @@
+"""Settlements that Postgres could not take: fsynced files, replayed until they have landed.
+
+A file is removed only after its settlement is known to be in the log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import structlog
+
+from backend.ledger.decide import SettleAsked
+from backend.ledger.points import Points
+from schemas.errors import Unavailable
+
+_log = structlog.get_logger("ledger.spool")
+
+
+class Spooled(msgspec.Struct, frozen=True):
+    """One settlement that is owed."""
+
+    account: str
+    asked: SettleAsked
+
+
+class Spool:
+    """A folder of settlements, one file per request: written whole or not at all."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder: Final = folder
+        self._replaying: Final = asyncio.Lock()
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def waiting(self) -> int:
+        return sum(1 for _ in self._folder.glob("*.json"))
+
+    async def put(self, account: str, asked: SettleAsked) -> None:
+        """Returns once the settlement is on disk. Raises OSError where it cannot be written."""
+        data = msgspec.json.encode(Spooled(account, asked))
+        await asyncio.to_thread(self._write, f"{asked.request_id}.json", data)
+        _log.warning("settlement spooled", request_id=asked.request_id)
+
+    async def replay(self, points: Points) -> int:
+        """Settles what waits; returns how many landed. Stops at the first that Postgres refuses."""
+        landed = 0
+        async with self._replaying:
+            for path in sorted(self._folder.glob("*.json")):
+                try:
+                    spooled = msgspec.json.decode(path.read_bytes(), type=Spooled)
+                    await points.settle(spooled.account, spooled.asked)
+                except FileNotFoundError:
+                    continue  # another process of this data folder was faster
+                except msgspec.DecodeError:
+                    _log.error("spooled settlement is damaged", file=path.name)
+                    path.rename(path.with_suffix(".damaged"))
+                    continue
+                except Unavailable:
+                    break
+                path.unlink(missing_ok=True)
+                landed += 1
+        return landed
+
+    def _write(self, name: str, data: bytes) -> None:
+        draft = self._folder / f".{name}.{os.getpid()}"
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        try:
+            os.write(descriptor, data)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        draft.rename(self._folder / name)
+        folder = os.open(self._folder, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)

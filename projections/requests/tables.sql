@@ -1,0 +1,37 @@
+-- One row per request of an account: open, settled, released, refused, and late after a sweep.
+CREATE TABLE IF NOT EXISTS requests (
+    stream text COLLATE "C" NOT NULL,
+    request_id uuid NOT NULL,
+    outcome text COLLATE "C" NOT NULL,
+    key bigint NOT NULL,
+    model text COLLATE "C" NOT NULL,
+    price_model text COLLATE "C" NOT NULL,
+    price_version bigint NOT NULL,
+    purpose text COLLATE "C",
+    streamed boolean,
+    held_upt bigint NOT NULL,
+    charged_upt bigint NOT NULL,
+    shortfall_upt bigint NOT NULL,
+    missing_upt bigint NOT NULL,
+    input_tokens bigint NOT NULL,
+    cached_tokens bigint NOT NULL,
+    cache_write_tokens bigint NOT NULL,
+    output_tokens bigint NOT NULL,
+    reasoning_tokens bigint NOT NULL,
+    basis text COLLATE "C",
+    channel bigint,
+    upstream_model text COLLATE "C",
+    status integer,
+    error text COLLATE "C",
+    reason text COLLATE "C",
+    attempts integer NOT NULL,
+    swept boolean NOT NULL,
+    started_us bigint NOT NULL,
+    ended_us bigint,
+    duration_ms bigint,
+    first_token_ms bigint,
+    version bigint NOT NULL,
+    PRIMARY KEY (stream, request_id)
+) WITH (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.05);
+-- Request ids are UUIDv7: their order is the order in which requests came.
+CREATE INDEX IF NOT EXISTS requests_in_order ON requests (request_id);

@@ -1,0 +1,109 @@
+"""One tree of errors: each with a stable code, an HTTP status and a sentence for the person.
+
+The sentence is safe to show: never a stack, a secret or an upstream's address.
+"""
+
+from __future__ import annotations
+
+
+class SuanpanError(Exception):
+    """A refusal that has an answer. Subclasses fix `code` and `status`."""
+
+    code: str = "internal_error"
+    status: int = 500
+    kind: str = "server_error"
+    """OpenAI's `error.type` for this class."""
+
+    def __init__(self, sentence: str, *, retry_after_s: int | None = None) -> None:
+        super().__init__(sentence)
+        self.sentence = sentence
+        self.retry_after_s = retry_after_s
+
+
+class BadRequest(SuanpanError):
+    code = "invalid_request"
+    status = 400
+    kind = "invalid_request_error"
+
+
+class InvalidApiKey(SuanpanError):
+    code = "invalid_api_key"
+    status = 401
+    kind = "invalid_request_error"
+
+
+class InsufficientPoints(SuanpanError):
+    """OpenAI's word is `insufficient_quota`; the sentence says how many points are missing."""
+
+    code = "insufficient_quota"
+    status = 402
+    kind = "insufficient_quota"
+
+
+class Forbidden(SuanpanError):
+    code = "permission_denied"
+    status = 403
+    kind = "invalid_request_error"
+
+
+class NotFound(SuanpanError):
+    code = "not_found"
+    status = 404
+    kind = "invalid_request_error"
+
+
+class ModelNotFound(SuanpanError):
+    code = "model_not_found"
+    status = 404
+    kind = "invalid_request_error"
+
+
+class Conflict(SuanpanError):
+    code = "conflict"
+    status = 409
+    kind = "invalid_request_error"
+
+
+class IdempotencyConflict(Conflict):
+    """The key was used before: in flight, finished, or with another body."""
+
+    code = "idempotency_conflict"
+
+
+class TooLarge(SuanpanError):
+    code = "request_too_large"
+    status = 413
+    kind = "invalid_request_error"
+
+
+class RateLimited(SuanpanError):
+    code = "rate_limit_exceeded"
+    status = 429
+    kind = "rate_limit_error"
+
+
+class UpstreamAnswered(SuanpanError):
+    """What a provider's refusal or failure becomes: code, status and kind are the problem's own."""
+
+    def __init__(
+        self, sentence: str, code: str, status: int, kind: str, retry_after_s: int | None
+    ) -> None:
+        super().__init__(sentence, retry_after_s=retry_after_s)
+        self.code = code
+        self.status = status
+        self.kind = kind
+
+
+class Unavailable(SuanpanError):
+    """A part of ours is down or full: come back in `retry_after_s`."""
+
+    code = "service_unavailable"
+    status = 503
+    kind = "server_error"
+
+
+class SiteProblem(SuanpanError):
+    """Something the operator must put right; the sentence says what to do."""
+
+    code = "site_problem"
+    status = 500

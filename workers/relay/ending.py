@@ -1,0 +1,75 @@
+"""Ends a call: exactly one outcome, committed before the last byte leaves; the spool when it
+cannot be.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import structlog
+
+from backend.kit.clock import Clock
+from backend.kit.tokenizer import Tokenizer
+from backend.ledger.decide import SettleAsked
+from backend.ledger.leases import LeaseKeeper
+from backend.ledger.points import Charged, Points
+from backend.ledger.spool import Spool
+from schemas.errors import Unavailable
+from schemas.ledger import ReleaseReason
+from schemas.usage import Basis, Usage
+from workers.relay.run import Run
+
+_log = structlog.get_logger("relay.ending")
+
+
+class Ending:
+    """Shared by all calls of a process."""
+
+    def __init__(
+        self, points: Points, leases: LeaseKeeper, spool: Spool, tokenizer: Tokenizer, clock: Clock
+    ) -> None:
+        self._points: Final = points
+        self._leases: Final = leases
+        self._spool: Final = spool
+        self._tokenizer: Final = tokenizer
+        self._clock: Final = clock
+
+    async def settle_complete(self, run: Run, status: int) -> Charged:
+        """The answer is whole: the provider's own numbers, else our count."""
+        if run.usage is not None:
+            return await self._settle(run, run.usage, Basis.REPORTED, status, None)
+        return await self.settle_counted(run, status, None)
+
+    async def settle_counted(self, run: Run, status: int, error: str | None) -> Charged:
+        """Input and what was received of the output, counted by our tokenizer."""
+        usage = await run.count(self._tokenizer)
+        return await self._settle(run, usage, Basis.COUNTED, status, error)
+
+    async def release(self, run: Run, reason: ReleaseReason, status: int, error: str) -> None:
+        """The call costs nothing. Where Postgres does not answer, the sweep does it later."""
+        served = run.served(status, self._clock.monotonic_s(), error)
+        try:
+            await self._points.release(run.call.account, run.call.request_id, reason, served)
+        except Unavailable:
+            _log.warning("release left to the sweep", request_id=run.call.request_id)
+        finally:
+            self._leases.drop(run.call.request_id)
+
+    async def _settle(
+        self, run: Run, usage: Usage, basis: Basis, status: int, error: str | None
+    ) -> Charged:
+        asked = SettleAsked(
+            request_id=run.call.request_id,
+            usage=usage,
+            basis=basis,
+            price=run.offer.price,
+            price_ref=run.offer.price_ref,
+            served=run.served(status, self._clock.monotonic_s(), error),
+        )
+        try:
+            return await self._points.settle(run.call.account, asked)
+        except Unavailable:
+            await self._spool.put(run.call.account, asked)
+            raise
+        finally:
+            self._leases.drop(run.call.request_id)

@@ -1,0 +1,114 @@
+"""Ends requests whose process died: settles what they last said, or releases. Once, and by lease.
+
+A sweep lands only for the generation it saw, and only once the database's clock says it ran out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+import structlog
+
+from backend.catalog.price_history import PriceHistory
+from backend.journal.commands import Decision, LeaseSweep
+from backend.journal.fold import Folds
+from backend.journal.view import load_states
+from backend.kit.postgres import DatabaseError, Pool
+from backend.ledger.account import Account, Hold
+from backend.ledger.decide import SettleAsked, decide_release, decide_settle
+from backend.ledger.leases import Expired, find_expired
+from backend.ledger.points import Points
+from backend.ledger.spool import Spool
+from schemas.errors import SuanpanError
+from schemas.ledger import ReleaseReason, Served
+from schemas.prices import PriceRef
+from schemas.usage import Basis, Usage
+
+SWEEP_BATCH_MAX: Final = 200
+PASS_TIMEOUT_S: Final = 30.0
+
+_log = structlog.get_logger("workers.sweeping")
+
+
+class Sweeper:
+    """One task per process; several processes may sweep at once."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        folds: Folds,
+        points: Points,
+        prices: PriceHistory,
+        spool: Spool,
+        every_s: float,
+    ) -> None:
+        self._pool: Final = pool
+        self._folds: Final = folds
+        self._points: Final = points
+        self._prices: Final = prices
+        self._spool: Final = spool
+        self._every_s: Final = every_s
+        self._task: asyncio.Task[None] | None = None
+        self.swept = 0
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._run())
+
+    async def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(PASS_TIMEOUT_S):
+                    await self._spool.replay(self._points)
+                    await self.sweep()
+            except (DatabaseError, SuanpanError, OSError, TimeoutError) as error:
+                _log.warning("sweep waits", error=type(error).__name__)
+            await asyncio.sleep(self._every_s)
+
+    async def sweep(self) -> int:
+        """One pass; returns how many requests it ended."""
+        async with self._pool.connection() as connection:
+            expired = await find_expired(connection, SWEEP_BATCH_MAX)
+            states = await load_states(
+                connection, self._folds, list({lease.account for lease in expired})
+            )
+        ended = 0
+        for lease in expired:
+            state = states.get(lease.account, (0, Account()))[1]
+            hold = state.holds.get(lease.request_id)
+            if hold is not None and await self._end(lease, hold):
+                ended += 1
+        self.swept += ended
+        return ended
+
+    async def _end(self, lease: Expired, hold: Hold) -> bool:
+        guard = LeaseSweep(lease.request_id, lease.generation)
+        served = Served(
+            channel=lease.progress.channel,
+            upstream_model=lease.progress.upstream_model,
+            error="interrupted",
+        )
+        if not lease.progress.begun:
+
+            def release(state: Account) -> Decision:
+                return decide_release(state, lease.request_id, ReleaseReason.SWEPT, served, guard)
+
+            return await self._points.sweep(lease.account, lease.request_id, release)
+        asked = SettleAsked(
+            request_id=lease.request_id,
+            usage=Usage(input=lease.progress.input, output=lease.progress.output),
+            basis=Basis.COUNTED,
+            price=await self._prices.price_at(hold.model, hold.price_version),
+            price_ref=PriceRef(hold.model, hold.price_version),
+            served=served,
+        )
+
+        def settle(state: Account) -> Decision:
+            return decide_settle(state, asked, guard)
+
+        return await self._points.sweep(lease.account, lease.request_id, settle)
