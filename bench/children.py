@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import sys
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
@@ -37,7 +37,7 @@ class Loaded(msgspec.Struct, frozen=True):
 @asynccontextmanager
 async def running(
     words: Sequence[str], *, env: Mapping[str, str] | None = None, log: Path | None = None
-) -> AsyncIterator[asyncio.subprocess.Process]:
+) -> AsyncGenerator[asyncio.subprocess.Process]:
     """A child with pipes, ended at the end: asked with SIGTERM, then killed."""
     with contextlib.ExitStack() as stack:
         errors = stack.enter_context(log.open("ab")) if log is not None else None
@@ -70,16 +70,23 @@ async def _ended(process: asyncio.subprocess.Process) -> None:
         await process.wait()
 
 
+def _nothing() -> None:
+    """What is to be done at the end of most loads."""
+
+
 @asynccontextmanager
-async def running_upstream() -> AsyncIterator[tuple[int, int]]:
+async def running_upstream() -> AsyncGenerator[tuple[int, int]]:
     """(process id, port) of a mock upstream."""
     async with running((sys.executable, "-m", "bench.upstream")) as process:
         port = (await line_of(process, START_TIMEOUT_S)).strip()
         yield process.pid, int(port)
 
 
-async def run_load(plan: Plan, meter: Meter) -> Loaded:
-    """Runs a load in a process of its own. Raises BenchmarkProblem when it comes to nothing."""
+async def run_load(plan: Plan, meter: Meter, at_end: Callable[[], None] = _nothing) -> Loaded:
+    """Runs a load in a process of its own; `at_end` is called while it is still connected.
+
+    Raises BenchmarkProblem when it comes to nothing.
+    """
     async with running((sys.executable, "-m", "bench.load")) as process:
         assert process.stdin is not None
         process.stdin.write(msgspec.json.encode(plan) + b"\n")
@@ -90,6 +97,7 @@ async def run_load(plan: Plan, meter: Meter) -> Loaded:
         process.stdin.write(GO)
         told = await line_of(process, plan.seconds + SPARE_S)
         spent = meter.since(before)
+        at_end()
         report = msgspec.json.decode(told, type=Report)
         async with asyncio.timeout(plan.drain_s + SPARE_S):
             await process.communicate()

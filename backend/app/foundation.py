@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final
 
@@ -49,7 +49,7 @@ class Foundation(msgspec.Struct, frozen=True):
 
 
 @asynccontextmanager
-async def founded(settings: Settings, *, migrates: bool) -> AsyncIterator[Foundation]:
+async def founded(settings: Settings, *, migrates: bool) -> AsyncGenerator[Foundation]:
     """Starts the parts (or finds them by their URLs) and what stands on them.
 
     `migrates`: bring the schema up to date first; otherwise refuse a database that is behind.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from decimal import Decimal
 from typing import Final
@@ -104,7 +104,7 @@ def make_sweeper(base: Foundation, points: Points, spool: Spool) -> Sweeper:
 @asynccontextmanager
 async def relay_of(
     base: Foundation, site: Site, registry: CollectorRegistry
-) -> AsyncIterator[Relay]:
+) -> AsyncGenerator[Relay]:
     """The relay on its foundation; at the end waits for the calls that are under way."""
     settings, clock = base.settings, base.clock
     keys, catalog = KeyView(base.secret), CatalogView(base.secret)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final, assert_never
+from typing import ClassVar, Final, assert_never
 
 import msgspec
 import structlog
@@ -53,7 +53,7 @@ class Priced(msgspec.Struct, frozen=True):
 class CatalogView:
     """Listener of a `StateView` for `channel:` and `price:` streams."""
 
-    kinds: Final = ("channel", "price")
+    kinds: ClassVar[tuple[str, ...]] = ("channel", "price")
 
     def __init__(self, secret: SiteSecret) -> None:
         self._secret: Final = secret

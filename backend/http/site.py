@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from datetime import UTC, date, datetime, timedelta
-from typing import Annotated, Any, Protocol
+from datetime import date
+from typing import Annotated, Any, Final, Protocol
 
 import msgspec
 import structlog
@@ -18,11 +18,12 @@ from backend.http.metrics import CONTENT_TYPE, exposition
 from backend.http.pages import status_page
 from backend.http.relay.callers import Callers
 from backend.http.relay.errors import INTERNAL_SENTENCE, error_answer
-from backend.ledger.billing import BillingDoor, Usd
+from backend.ledger.billing import BillingDoor
 from schemas.errors import BadRequest, ModelNotFound, NotFound, SuanpanError
 
 AnyRequest = Request[Any, Any, Any]
 
+DAY_US: Final = 86_400_000_000
 _log = structlog.get_logger("http.site")
 
 
@@ -128,9 +129,9 @@ def _relay(relay: RelaySite) -> list[Any]:
         end_date: Annotated[str | None, Parameter(query="end_date")] = None,
     ) -> Response[bytes]:
         entry = relay.callers.of(request.scope["headers"])
-        first, last = _day(start_date, "start_date"), _day(end_date, "end_date")
-        until = None if last is None else last + timedelta(days=1)
-        return _json(await relay.billing.usage(entry.account, first, until))
+        first_us, last_us = _day_us(start_date, "start_date"), _day_us(end_date, "end_date")
+        until_us = None if last_us is None else last_us + DAY_US
+        return _json(await relay.billing.usage(entry.account, first_us, until_us))
 
     @get(["/dashboard/billing/subscription", "/v1/dashboard/billing/subscription"])
     async def subscription(request: AnyRequest) -> Response[bytes]:
@@ -146,26 +147,20 @@ def _model(name: str) -> dict[str, Any]:
 
 def _json(value: dict[str, Any]) -> Response[bytes]:
     return Response(
-        msgspec.json.encode(value, enc_hook=_encode_usd),
+        msgspec.json.encode(value),
         headers={"content-type": "application/json"},
     )
 
 
-def _encode_usd(value: object) -> object:
-    if isinstance(value, Usd):
-        return msgspec.Raw(value.text.encode())
-    raise NotImplementedError(type(value).__name__)
-
-
-def _day(text: str | None, name: str) -> datetime | None:
-    """Midnight UTC of an ISO date, or of a date-time's day."""
+def _day_us(text: str | None, name: str) -> int | None:
+    """Midnight UTC of an ISO date, or of a date-time's day, in microseconds since 1970."""
     if not text:
         return None
     try:
         day = date.fromisoformat(text[:10])
     except ValueError as error:
         raise BadRequest(f"`{name}` must be a date such as 2026-01-31.") from error
-    return datetime(day.year, day.month, day.day, tzinfo=UTC)
+    return (day - date(1970, 1, 1)).days * DAY_US
 
 
 def _refused(request: AnyRequest, error: SuanpanError) -> Response[bytes]:

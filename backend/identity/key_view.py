@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import ClassVar, Final
 
 import msgspec
 import structlog
@@ -36,7 +36,7 @@ class KeyEntry(msgspec.Struct, frozen=True):
 class KeyView:
     """Listener of a `StateView` for `key:` streams."""
 
-    kinds: Final = ("key",)
+    kinds: ClassVar[tuple[str, ...]] = ("key",)
 
     def __init__(self, secret: SiteSecret) -> None:
         self._secret: Final = secret

@@ -42,6 +42,8 @@ RECORDS_MAX: Final = 2_000
 POLL_MS: Final = 100
 HEARTBEAT_MS: Final = 1_000
 """A member learns of a rebalance by a heartbeat: the default of 3 s would be its pause."""
+SESSION_MS: Final = 6_000
+"""After so long a killed member's partitions go to the others; brokers allow no less by default."""
 DRAIN_TIMEOUT_S: Final = 20.0
 STOP_TIMEOUT_S: Final = 15.0
 BACKOFF_S: Final = (0.1, 0.5, 2.0, 5.0)
@@ -250,6 +252,7 @@ class KafkaTransport:
                 max_records=RECORDS_MAX,
                 batch_timeout_ms=POLL_MS,
                 heartbeat_interval_ms=HEARTBEAT_MS,
+                session_timeout_ms=SESSION_MS,
                 listener=_DrainOnRevoke(feed.busy),
                 codec=RowCodec(),
                 no_reply=True,

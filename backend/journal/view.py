@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from typing import Any, Final, Protocol
+from typing import Any, ClassVar, Final, Protocol
 
 import msgspec
 import structlog
@@ -55,8 +55,7 @@ _log = structlog.get_logger("journal.view")
 class Listener(Protocol):
     """Who holds the states of some kinds. Both methods are quick and raise nothing."""
 
-    @property
-    def kinds(self) -> tuple[str, ...]: ...
+    kinds: ClassVar[tuple[str, ...]]
 
     def put(self, stream: str, version: int, state: Any) -> None: ...
 

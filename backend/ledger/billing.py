@@ -4,7 +4,6 @@ rate.
 
 from __future__ import annotations
 
-from datetime import datetime
 from decimal import ROUND_HALF_UP, Decimal
 from typing import Any, Final
 
@@ -15,8 +14,7 @@ from backend.journal.view import load_states
 from backend.kit.postgres import Pool
 from backend.ledger.account import Account
 from backend.ledger.points import account_state
-from backend.ledger.statements import usage_totals
-from schemas.ids import PersonId, id_of
+from backend.ledger.statements import ALWAYS_US, usage_totals
 from schemas.money import POINTS_PER_CNY, UPT_PER_POINT
 
 _SIX_PLACES: Final = Decimal("0.000001")
@@ -24,17 +22,14 @@ FOREVER_S: Final = 4_102_444_800
 """2100-01-01: points do not expire, and some clients insist on a date."""
 
 
-class Usd(msgspec.Struct, frozen=True):
-    """A number for JSON, as decimal text: these routes need numbers, and a float is never made."""
+def usd(amount_upt: int, cny_per_usd: Decimal, factor: int = 1) -> msgspec.Raw:
+    """Dollars (times `factor`: 100 for cents) of micro-points, as a JSON number of six decimals.
 
-    text: str
-
-
-def usd(amount_upt: int, cny_per_usd: Decimal, factor: int = 1) -> Usd:
-    """Dollars (times `factor`: 100 for cents) of micro-points: 10 points are 1 CNY."""
+    10 points are 1 CNY. These routes need numbers; no float is made on the way.
+    """
     value = Decimal(amount_upt * factor) / (UPT_PER_POINT * POINTS_PER_CNY) / cny_per_usd
     text = f"{value.quantize(_SIX_PLACES, rounding=ROUND_HALF_UP):f}"
-    return Usd(text.rstrip("0").rstrip(".") if "." in text else text)
+    return msgspec.Raw((text.rstrip("0").rstrip(".") or "0").encode())
 
 
 class BillingDoor:
@@ -46,14 +41,16 @@ class BillingDoor:
         self._cny_per_usd: Final = cny_per_usd
 
     async def usage(
-        self, account: str, first: datetime | None, until: datetime | None
+        self, account: str, first_us: int | None, until_us: int | None
     ) -> dict[str, Any]:
-        """`total_usage` in US cents: all time, or charged in [first, until)."""
-        if first is None and until is None:
+        """`total_usage` in US cents: all time, or charged in [`first_us`, `until_us`)."""
+        if first_us is None and until_us is None:
             charged_upt = (await self._state(account)).charged_upt
         else:
             async with self._pool.connection() as connection:
-                totals = await usage_totals(connection, PersonId(int(id_of(account))), first, until)
+                totals = await usage_totals(
+                    connection, account, first_us or 0, until_us or ALWAYS_US
+                )
             charged_upt = totals.charged_upt
         return {"object": "list", "total_usage": usd(charged_upt, self._cny_per_usd, 100)}
 

@@ -11,6 +11,7 @@ from uuid import UUID
 import msgspec
 
 from backend.kit.postgres import Connection, fetch_all, fetch_one
+from backend.ledger.account import HOUR_US
 
 FIND_BALANCE: Final = """
 SELECT stream, posted_upt, held_upt, available_upt, issued_upt, charged_upt, shortfall_upt,
@@ -67,7 +68,6 @@ GROUP BY 1, 2 ORDER BY 1, 2
 """
 
 LIMIT_MAX: Final = 1_000
-HOUR_US: Final = 3_600_000_000
 DAY_S: Final = 86_400
 ALWAYS_US: Final = 2**62
 """An end of time beyond any event."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import random
+import signal
+import sys
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import AsyncExitStack
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -31,6 +33,7 @@ from tests.integration.transport_ground import Ground, NoteTaker, expect_in_orde
 
 pytest_plugins = ("tests.integration.kafka_broker",)
 
+ROOT = Path(__file__).resolve().parents[2]
 COPY = """
 INSERT INTO event_log (epoch, xid, event_id, command_id, topic, shard, stream, version, type,
     schema, at, payload, prev_hash, hash)
@@ -201,22 +204,37 @@ async def test_a_stale_writer_lands_nothing_and_no_reader_sees_it(ground: Ground
     assert amounts == [(1,), (2,), (3,)]
 
 
-async def test_two_members_share_the_work_and_neither_repeats_the_other(ground: Ground) -> None:
-    """On the table both tail everything and the place's lock lets one apply each event."""
+async def test_two_members_never_repeat_each_other(ground: Ground) -> None:
     members = [NoteTaker() for _ in range(2)]
-    async with AsyncExitStack() as stack:
-        await stack.enter_async_context(ground.carrying(members[0]))
+    async with ground.carrying(members[0]):
         writing = asyncio.create_task(ground.log.grant_many(range(1, 25), 40))
         await ground.noted(50)
         async with ground.carrying(members[1]):
-
-            async def both_worked() -> bool:
-                return members[1].handled > 0 or writing.done()
-
-            await until(both_worked)
             await writing
             await ground.log.grant_many(range(1, 25), 5)
-            await ground.noted(24 * 42)
+            await ground.noted(24 * 45)
         await ground.log.grant_many(range(1, 25), 5)
         await ground.noted(24 * 50)
     expect_in_order(ground.notes(), 24, 50)
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+async def test_a_process_killed_around_the_commit_leaves_no_gap_and_no_second_effect(
+    ground: Ground, moment: str
+) -> None:
+    command = [sys.executable, "-m", "tests.integration.transport_member"]
+    command += [ground.log.url, ground.bootstrap or "", moment]
+    member = await asyncio.create_subprocess_exec(*command, cwd=ROOT)
+    writing = asyncio.create_task(ground.log.grant_many(range(1, 9), 40))
+    try:
+        assert await asyncio.wait_for(member.wait(), 40) == -signal.SIGKILL
+    finally:
+        if member.returncode is None:
+            member.kill()
+    await writing
+    noted = sum(map(len, ground.notes().values()))
+    assert noted > 0
+    await ground.log.grant_many(range(1, 9), 1)
+    async with ground.carrying(NoteTaker()):
+        await ground.noted(8 * 41)
+    expect_in_order(ground.notes(), 8, 41)

@@ -9,8 +9,9 @@ from backend.identity.key_view import KeyEntry, KeyView
 from backend.kit.clock import Clock
 from schemas.errors import InvalidApiKey, SuanpanError, Unavailable
 
-_MISSING: Final = "You didn't provide an API key. Send it in an Authorization header:
-`Authorization: Bearer KEY`."
+_MISSING: Final = (
+    "You didn't provide an API key. Send it as a header: `Authorization: Bearer YOUR_KEY`."
+)
 _WRONG: Final = "Incorrect API key provided: it is unknown, expired or revoked."
 
 

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Final
 
-from litestar.types import Receive, Send
+from litestar.types import HTTPResponseStartEvent, Receive, Send
 
 SEND_TIMEOUT_S: Final = 60.0
 """A client that reads nothing for this long has left, as far as its answer is concerned."""
@@ -59,7 +59,7 @@ class AsgiClientStream:
                 self.leave()
                 return
 
-    def _head(self) -> object:
+    def _head(self) -> HTTPResponseStartEvent:
         return {
             "type": "http.response.start",
             "status": 200,

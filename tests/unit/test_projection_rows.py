@@ -1,0 +1,247 @@
+"""What events become in the rows of projections, without a database."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import get_args
+
+import pytest
+
+from backend.journal.consumer import Arrived, PoisonEvent
+from backend.ledger.account import ACCOUNT, HOUR_US, ImpossibleHistory
+from projections.accounts import AccountStates
+from projections.balance.projection import HANDLERS as BALANCE_HANDLERS
+from projections.declared import PROJECTIONS, find_projection
+from projections.requests.projection import HANDLERS as REQUEST_HANDLERS
+from projections.requests.rows import RequestRow, RequestRows
+from projections.statement.projection import HANDLERS as STATEMENT_HANDLERS
+from projections.statement.projection import lines_of
+from projections.usage.projection import HANDLERS as USAGE_HANDLERS
+from projections.usage.rows import Totals, UsageRows
+from schemas.errors import NotFound
+from schemas.event import Recorded
+from schemas.ledger import HoldExtended, LedgerEvent, ReleaseReason, ShortfallRecorded
+from schemas.registry import decode
+from tests.projection_log import History
+
+SEEDS = range(5)
+
+
+def arrived(rows: list[Recorded]) -> list[Arrived]:
+    return [Arrived(row, decode(row)) for row in rows]
+
+
+def lines(history: History):
+    return lines_of(AccountStates(()), arrived(history.rows))
+
+
+def request_rows(history: History) -> dict[str, RequestRow]:
+    rows = RequestRows({})
+    for given in arrived(history.rows):
+        handler = REQUEST_HANDLERS.get(type(given.event))
+        if handler is not None:
+            handler(rows, given.row, given.event)
+    return {row.request_id: row for row in rows.changed()}
+
+
+def usage_rows(history: History) -> UsageRows:
+    rows = UsageRows({})
+    for given in arrived(history.rows):
+        handler = USAGE_HANDLERS.get(type(given.event))
+        if handler is not None:
+            handler(rows, given.row, given.event)
+    return rows
+
+
+def totals(history: History) -> dict[tuple[int, int], Totals]:
+    return {(row.hour, row.channel): row for row in usage_rows(history).totals()}
+
+
+def test_every_event_of_an_account_changes_the_balance() -> None:
+    assert set(BALANCE_HANDLERS) == set(get_args(LedgerEvent))
+
+
+def test_handlers_name_events_of_the_ledger_only() -> None:
+    for handlers in (STATEMENT_HANDLERS, REQUEST_HANDLERS, USAGE_HANDLERS):
+        assert set(handlers) <= set(get_args(LedgerEvent))
+
+
+def test_an_unknown_projection_is_refused_with_the_names_there_are() -> None:
+    assert find_projection("usage").name == "usage"
+    with pytest.raises(NotFound, match="balance, statement, requests, usage"):
+        find_projection("users")
+
+
+def test_every_projection_reads_the_ledger_and_has_tables() -> None:
+    for projection in PROJECTIONS:
+        assert projection.topics == ("suanpan.ledger",)
+        for table in projection.tables:
+            assert f"CREATE TABLE IF NOT EXISTS {table} (" in projection.script()
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_running_balance_equals_the_fold_at_every_line(seed: int) -> None:
+    history = History(seed)
+    history.everything(accounts=4, steps=400)
+    posted: dict[tuple[str, int], int] = {}
+    states = {}
+    for given in arrived(history.rows):
+        stream, version = given.row.stream, given.row.version
+        before = states.get(stream, ACCOUNT.empty)
+        states[stream] = ACCOUNT.apply(before, given.event, version, given.row.at_us)
+        if states[stream].posted_upt != before.posted_upt:
+            posted[(stream, version)] = states[stream].posted_upt
+    found = lines(history)
+    assert {(line.stream, line.version): line.balance_upt for line in found} == posted
+    running: dict[str, int] = defaultdict(int)
+    for line in found:
+        running[line.stream] += line.amount_upt
+        assert running[line.stream] == line.balance_upt
+
+
+def test_a_settle_of_nothing_is_no_line_of_the_statement() -> None:
+    history = History()
+    stream = history.open(1)
+    history.settle(stream, history.hold(stream), 0)
+    assert [line.kind for line in lines(history)] == ["grant"]
+
+
+def test_a_charge_names_its_request_model_price_and_basis() -> None:
+    history = History()
+    stream = history.open(1)
+    request_id = history.hold(stream, model="asked-for")
+    row = history.settle(stream, request_id, 700, model="priced-as")
+    line = lines(history)[-1]
+    assert (line.kind, line.amount_upt, line.request_id) == ("settle", -700, request_id)
+    assert (line.model, line.price_model, line.price_version) == ("asked-for", "priced-as", 3)
+    assert (line.basis, line.event_id, line.version) == ("reported", row.event_id, row.version)
+
+
+def test_a_second_outcome_is_impossible_for_every_projection() -> None:
+    history = History()
+    stream = history.open(1)
+    request_id = history.hold(stream)
+    history.settle(stream, request_id)
+    history.settle(stream, request_id)
+    with pytest.raises(ImpossibleHistory, match="I3"):
+        lines(history)
+    with pytest.raises(PoisonEvent, match="I3"):
+        request_rows(history)
+    with pytest.raises(PoisonEvent, match="I3"):
+        usage_rows(history)
+
+
+def test_an_extension_of_an_ended_request_is_impossible() -> None:
+    history = History()
+    stream = history.open(1)
+    request_id = history.hold(stream)
+    history.release(stream, request_id, ReleaseReason.CLIENT_LEFT)
+    history.add(stream, HoldExtended(request_id, 5))
+    with pytest.raises(PoisonEvent, match="released and cannot become HoldExtended"):
+        request_rows(history)
+
+
+def test_late_usage_of_a_request_that_was_not_swept_is_impossible() -> None:
+    history = History()
+    stream = history.open(1)
+    request_id = history.hold(stream)
+    history.late(stream, request_id, history.settle(stream, request_id))
+    with pytest.raises(PoisonEvent, match="not swept"):
+        request_rows(history)
+    with pytest.raises(PoisonEvent):
+        usage_rows(history)
+
+
+def test_a_request_that_begins_twice_is_impossible() -> None:
+    history = History()
+    stream = history.open(1)
+    history.hold(stream)
+    again = decode(history.rows[-1])
+    history.add(stream, again)
+    with pytest.raises(PoisonEvent, match="begun already"):
+        request_rows(history)
+    with pytest.raises(PoisonEvent, match="begun already"):
+        usage_rows(history)
+
+
+def test_an_extended_short_request_keeps_what_was_held_charged_and_lost() -> None:
+    history = History()
+    stream = history.open(1)
+    request_id = history.hold(stream, 5_000)
+    history.add(stream, HoldExtended(request_id, 700))
+    history.settle(stream, request_id, 5_700)
+    history.add(stream, ShortfallRecorded(request_id, 11))
+    row = request_rows(history)[request_id]
+    assert (row.held_upt, row.charged_upt, row.shortfall_upt) == (5_700, 5_700, 11)
+    assert (row.outcome, row.status, row.channel) == ("settled", 200, 7)
+    assert (row.input_tokens, row.cached_tokens, row.cache_write_tokens) == (120, 30, 5)
+    assert (row.output_tokens, row.reasoning_tokens, row.basis) == (80, 20, "reported")
+    assert (row.duration_ms, row.first_token_ms) == (950, 120)
+
+
+def test_a_refused_request_says_what_was_missing() -> None:
+    history = History()
+    stream = history.open(1)
+    row = request_rows_of_refusal(history, stream)
+    assert (row.outcome, row.status, row.error) == ("refused", 402, "insufficient_quota")
+    assert (row.missing_upt, row.held_upt, row.ended_us) == (70, 0, row.started_us)
+
+
+def request_rows_of_refusal(history: History, stream: str) -> RequestRow:
+    request_id = history.refuse(stream)
+    return request_rows(history)[request_id]
+
+
+def test_late_usage_takes_the_place_of_what_the_sweep_knew() -> None:
+    history = History()
+    stream = history.open(1)
+    request_id = history.hold(stream)
+    history.late(stream, request_id, history.settle(stream, request_id, 2_000, swept=True), 500)
+    row = request_rows(history)[request_id]
+    assert (row.outcome, row.swept, row.charged_upt, row.shortfall_upt) == ("late", True, 2_500, 9)
+    assert (row.input_tokens, row.output_tokens, row.channel) == (200, 150, 8)
+
+
+def test_late_usage_moves_counts_but_is_charged_in_its_own_hour() -> None:
+    history = History()
+    stream = history.open(1)
+    request_id = history.hold(stream)
+    sweep = history.settle(stream, request_id, 2_000, swept=True)
+    history.now_us += 3 * HOUR_US
+    late = history.late(stream, request_id, sweep, 500)
+    found = totals(history)
+    before = found[(sweep.at_us // HOUR_US, 7)]
+    counted = found[(sweep.at_us // HOUR_US, 8)]
+    charged = found[(late.at_us // HOUR_US, 8)]
+    assert (before.requests, before.charged_upt, before.output_tokens) == (0, 0, 0)
+    assert (counted.requests, counted.charged_upt, counted.output_tokens) == (1, 2_000, 150)
+    assert (charged.requests, charged.charged_upt, charged.output_tokens) == (0, 500, 0)
+
+
+def test_failures_are_errors_and_a_client_that_left_is_none() -> None:
+    history = History()
+    stream = history.open(1)
+    history.release(stream, history.hold(stream), ReleaseReason.UPSTREAM_TIMEOUT)
+    history.release(stream, history.hold(stream), ReleaseReason.CLIENT_LEFT)
+    history.refuse(stream)
+    history.hold(stream)
+    (row,) = usage_rows(history).totals()
+    assert (row.requests, row.errors, row.refused) == (3, 1, 1)
+    assert len(usage_rows(history).now_waiting()) == 1
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_every_hour_charges_what_the_statement_charges(seed: int) -> None:
+    history = History(seed)
+    history.everything(accounts=4, steps=400)
+    by_statement: dict[tuple[str, int], int] = defaultdict(int)
+    for line in lines(history):
+        if line.kind in ("settle", "late"):
+            by_statement[(line.stream, line.at_us // HOUR_US)] -= line.amount_upt
+    by_usage: dict[tuple[str, int], int] = defaultdict(int)
+    for row in usage_rows(history).totals():
+        by_usage[(row.stream, row.hour)] += row.charged_upt
+        assert row.requests >= 0
+    assert {k: v for k, v in by_usage.items() if v} == by_statement
+    ended = [row for row in request_rows(history).values() if row.outcome != "open"]
+    assert sum(row.requests for row in usage_rows(history).totals()) == len(ended)
