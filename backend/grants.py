@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
@@ -9,8 +10,10 @@ import msgspec
 from backend.identity.service import Identity, identity_refusal
 from backend.journal.commands import AlreadyDone, Command, Decision, Landed, Refused, Standing
 from backend.journal.idempotency import command_id_of, length_prefixed
+from backend.journal.reader import find_command
 from backend.journal.units import Part, joined
 from backend.journal.writer import Writer
+from backend.kit.postgres import Pool
 from backend.kit.secrets import SiteSecret
 from backend.ledger.decide import NoSuchAccount, TooMuch, decide_grant
 from schemas.errors import BadRequest, Conflict, IdempotencyConflict, NotFound
@@ -42,8 +45,9 @@ class Granted(msgspec.Struct, frozen=True):
 class Grants:
     """One per process. Raises Unavailable or psycopg errors while Postgres does not answer."""
 
-    def __init__(self, writer: Writer, identity: Identity, secret: SiteSecret) -> None:
+    def __init__(self, writer: Writer, pool: Pool, identity: Identity, secret: SiteSecret) -> None:
         self._writer: Final = writer
+        self._pool: Final = pool
         self._identity: Final = identity
         self._secret: Final = secret
 
@@ -64,15 +68,17 @@ class Grants:
             Command(command_id, unit.streams, unit.decide, body_hash)
         )
         match outcome:
-            case Landed(_, versions):
-                home = account_stream(asked.person)
-                return Granted(asked.amount_upt, home, dict(versions)[home], repeated=False)
+            case Landed():
+                async with self._pool.connection() as connection:
+                    found = await find_command(connection, command_id)
+                assert found is not None, "it landed a moment ago"
+                return _stored(found[1], repeated=False)
             case AlreadyDone(earlier_hash, rows):
                 if earlier_hash != body_hash:
                     raise IdempotencyConflict(
                         "This idempotency key was used for another grant; use a new key."
                     )
-                return _stored(rows)
+                return _stored(rows, repeated=True)
             case Refused(NoSuchAccount()):
                 raise NotFound("This user has no account.")
             case Refused(TooMuch()):
@@ -96,9 +102,9 @@ def _granting(asked: GrantAsked, actor: str) -> Part:
     return Part((account_stream(asked.person),), decide)
 
 
-def _stored(rows: tuple[Recorded, ...]) -> Granted:
+def _stored(rows: Sequence[Recorded], *, repeated: bool) -> Granted:
     for row in rows:
         event = decode(row)
         if isinstance(event, PointsGranted):
-            return Granted(event.amount_upt, StreamName(row.stream), row.version, repeated=True)
+            return Granted(event.amount_upt, StreamName(row.stream), row.version, repeated)
     raise AssertionError("a grant lands as PointsGranted on its account")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+import msgspec
+
 from bench.children import Loaded, run_load
 from bench.deployments import ANSWERING, Deployment, meter_of
 from bench.meter import Meter
@@ -80,11 +82,27 @@ async def calls_rows(
         plan = through_relay(
             Plan((site.upstream,), CHAT.model, options.seconds, parallel), site, roles
         )
-        runs = [await run_load(plan, meter) for _ in range(options.repetitions)]
-        best = max(runs, key=lambda loaded: loaded.report.calls)
         name = f"calls, {deployment.label}, {parallel} parallel"
-        rows.append(row_of(name, _throughput(best, with_goals=True), best, runs))
+        rows.append(await _calls(name, plan, meter, options, with_goals=True))
     return rows
+
+
+async def hot_account_row(
+    site: BenchSite, deployment: Deployment, roles: Sequence[Role], options: Options
+) -> Row:
+    """All calls are one account's: what it costs when the writers meet on one stream."""
+    plan = through_relay(
+        Plan((site.upstream,), CHAT.model, options.seconds, options.parallel[0]), site, roles
+    )
+    one_account = msgspec.structs.replace(plan, keys=site.keys[:1])
+    name = f"calls of one account, {deployment.label}, {plan.parallel} parallel"
+    return await _calls(name, one_account, meter_of(site, roles), options, with_goals=False)
+
+
+async def _calls(name: str, plan: Plan, meter: Meter, options: Options, *, with_goals: bool) -> Row:
+    runs = [await run_load(plan, meter) for _ in range(options.repetitions)]
+    best = max(runs, key=lambda loaded: loaded.report.calls)
+    return row_of(name, _throughput(best, with_goals=with_goals), best, runs)
 
 
 async def direct_rows(site: BenchSite, options: Options) -> list[Row]:
@@ -101,23 +119,10 @@ async def direct_rows(site: BenchSite, options: Options) -> list[Row]:
 def through_relay(direct: Plan, site: BenchSite, roles: Sequence[Role]) -> Plan:
     """The same calls made to all roles that answer, with the accounts' keys in turn."""
     targets: tuple[Target, ...] = tuple(role.target for role in roles if role.name in ANSWERING)
-    return Plan(
-        targets,
-        direct.model,
-        direct.seconds,
-        direct.parallel,
-        site.keys,
-        direct.events,
-        direct.rate_per_s,
-        direct.calls_max,
-        direct.warm_s,
-        direct.drain_s,
-    )
+    return msgspec.structs.replace(direct, targets=targets, keys=site.keys)
 
 
-def row_of(
-    name: str, figures: Sequence[Figure], best: Loaded, runs: Sequence[Loaded]
-) -> Row:
+def row_of(name: str, figures: Sequence[Figure], best: Loaded, runs: Sequence[Loaded]) -> Row:
     errors = [error for loaded in runs for error in loaded.report.first_errors]
     return Row(
         name,
@@ -155,5 +160,3 @@ def _throughput(loaded: Loaded, *, with_goals: bool) -> list[Figure]:
         Figure("p50", report.latency.p50_ms, "ms"),
         Figure("p99", report.latency.p99_ms, "ms"),
     ]
-
-

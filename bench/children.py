@@ -71,7 +71,7 @@ async def _ended(process: asyncio.subprocess.Process) -> None:
 
 
 def _nothing() -> None:
-    """What is to be done at the end of most loads."""
+    """What is to be done when most loads are warm."""
 
 
 @asynccontextmanager
@@ -82,8 +82,8 @@ async def running_upstream() -> AsyncGenerator[tuple[int, int]]:
         yield process.pid, int(port)
 
 
-async def run_load(plan: Plan, meter: Meter, at_end: Callable[[], None] = _nothing) -> Loaded:
-    """Runs a load in a process of its own; `at_end` is called while it is still connected.
+async def run_load(plan: Plan, meter: Meter, at_ready: Callable[[], None] = _nothing) -> Loaded:
+    """Runs a load in a process of its own; `at_ready` is called when it is warm.
 
     Raises BenchmarkProblem when it comes to nothing.
     """
@@ -93,11 +93,11 @@ async def run_load(plan: Plan, meter: Meter, at_end: Callable[[], None] = _nothi
         ready = await line_of(process, START_TIMEOUT_S + plan.warm_s)
         if ready != READY:
             raise BenchmarkProblem(f"the load generator did not start: {ready!r}")
+        at_ready()
         before = meter.read()
         process.stdin.write(GO)
         told = await line_of(process, plan.seconds + SPARE_S)
         spent = meter.since(before)
-        at_end()
         report = msgspec.json.decode(told, type=Report)
         async with asyncio.timeout(plan.drain_s + SPARE_S):
             await process.communicate()
@@ -111,7 +111,9 @@ async def line_of(process: asyncio.subprocess.Process, timeout_s: float) -> byte
         async with asyncio.timeout(timeout_s):
             line = await process.stdout.readline()
     except TimeoutError:
-        raise BenchmarkProblem(f"process {process.pid} said nothing for {timeout_s:.0f} s") from None
+        raise BenchmarkProblem(
+            f"process {process.pid} said nothing for {timeout_s:.0f} s"
+        ) from None
     if not line:
         raise BenchmarkProblem(f"process {process.pid} ended without a word; see its log")
     return line

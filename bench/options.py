@@ -15,7 +15,7 @@ class Options(msgspec.Struct, frozen=True):
     """Times and numbers of a run."""
 
     parts: tuple[str, ...] = USUAL
-    accounts: int = 32
+    accounts: int = 200
     seconds: float = 2.0
     """Of each measurement; every one is repeated and the best repetition is shown."""
     repetitions: int = 3

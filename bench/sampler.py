@@ -6,6 +6,7 @@ Must cost little and change nothing: no tracing. Time inside C is told of the Py
 from __future__ import annotations
 
 import signal
+import sys
 from collections import Counter
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -15,9 +16,12 @@ from typing import Final
 
 import msgspec
 
+_ROOT: Final = Path(__file__).resolve().parents[1]
 INTERVAL_S: Final = 0.001
 STACKS_MAX: Final = 50_000
 DEPTH_MAX: Final = 60
+BEGIN: Final = signal.SIGUSR2
+_HOMES: Final = ("/site-packages/", f"/python3.{sys.version_info.minor}/", f"{_ROOT}/")
 
 
 class Profile(msgspec.Struct, frozen=True):
@@ -49,23 +53,32 @@ class _Samples:
 
 
 def _named(code: object) -> str:
-    path = Path(getattr(code, "co_filename", "?"))
-    place = "/".join(path.parts[-2:])
-    return f"{place}:{getattr(code, 'co_qualname', '?')}"
+    """`package/module.py:function`, without the folders that packages lie in."""
+    path = str(getattr(code, "co_filename", "?"))
+    for home in _HOMES:
+        path = path.rpartition(home)[2]
+    return f"{path}:{getattr(code, 'co_qualname', '?')}"
 
 
 @contextmanager
 def sampling(file: Path | None) -> Generator[None]:
-    """Samples the main thread meanwhile and writes a Profile as JSON; does nothing for None."""
+    """Writes a Profile as JSON at the end; does nothing for None.
+
+    Sampling begins with SIGUSR2, so that starting and warming up are left out.
+    """
     if file is None:
         yield
         return
     samples = _Samples()
     signal.signal(signal.SIGPROF, samples.take)
     signal.siginterrupt(signal.SIGPROF, False)
-    signal.setitimer(signal.ITIMER_PROF, INTERVAL_S, INTERVAL_S)
+    signal.signal(BEGIN, _begin)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
         file.write_bytes(msgspec.json.encode(samples.profile()))
+
+
+def _begin(number: int, frame: FrameType | None) -> None:
+    signal.setitimer(signal.ITIMER_PROF, INTERVAL_S, INTERVAL_S)

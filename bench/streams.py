@@ -92,7 +92,7 @@ async def memory_rows(
         nonlocal during_kb
         during_kb = pss_kb(api)
 
-    loaded = await run_load(through_relay(plan, site, roles), meter, at_end=look)
+    loaded = await run_load(through_relay(plan, site, roles), meter, at_ready=look)
     streams = max(1, loaded.report.open_now)
     figures = (
         Figure("streams", streams, ""),

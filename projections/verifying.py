@@ -94,7 +94,7 @@ class Line:
         self.foldable = fold is not None
         self.intact = True
         """Nothing was wrong with this stream so far."""
-        self.doubtful = 0
+        self.doubtful = -1 if genesis else 0
         """The version whose stored hash may be wrong, so that the next need not fit it."""
         self.marks: bytearray | None = None
         """First bytes of the newest hashes, where duplicates may come."""
@@ -135,15 +135,16 @@ class Verifier:
 
     def __init__(
         self,
-        site_id: UUID,
+        site_id: UUID | None,
         folds: Folds | None,
         observe: Observe | None = None,
         *,
         duplicates_known: int = 0,
     ) -> None:
-        """`folds` None: only chains are verified. `duplicates_known`: how many versions back the
+        """`site_id` None: what a stream's first event is chained to is taken as it is.
 
-        same row may come again without being a fault (at-least-once transports); 0: never.
+        `folds` None: only chains are verified. `duplicates_known`: how many versions back the same
+        row may come again without being a fault (at-least-once transports); 0: never.
         """
         self._site_id: Final = site_id
         self._folds: Final = folds
@@ -229,7 +230,8 @@ class Verifier:
             fold = None if self._folds is None else self._folds.of(stream)
         except KeyError:
             topic, fold = NO_TOPIC, None
-        line = Line(stream, genesis_hash(self._site_id, stream), fold, topic)
+        genesis = b"" if self._site_id is None else genesis_hash(self._site_id, stream)
+        line = Line(stream, genesis, fold, topic)
         if self._duplicates_known:
             line.marks = bytearray()
         self.lines[stream] = line

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from decimal import ROUND_CEILING, Decimal, InvalidOperation, localcontext
+from decimal import ROUND_CEILING, Context, Decimal, InvalidOperation
 from typing import Final, NewType
 
 MicroPoints = NewType("MicroPoints", int)
@@ -20,6 +20,10 @@ AMOUNT_UPT_MAX: Final = 10**15
 2**63.
 """
 
+_TEXT_CHARS_MAX: Final = 40
+_EXACT: Final = Context(prec=60)
+"""Holds every digit of a text and of what it is multiplied by: Python's default of 28 rounds."""
+
 
 class MoneyError(ValueError):
     """The text is no amount this ledger can hold exactly."""
@@ -31,7 +35,7 @@ def parse_points(text: str) -> MicroPoints:
     Raises MoneyError for anything else, for more than six decimals and beyond AMOUNT_UPT_MAX.
     """
     value = _decimal(text)
-    scaled = value * UPT_PER_POINT
+    scaled = _EXACT.multiply(value, Decimal(UPT_PER_POINT))
     if scaled != scaled.to_integral_value():
         raise MoneyError(f"{text!r} has more than six decimals; the smallest unit is 0.000001")
     if abs(scaled) > AMOUNT_UPT_MAX:
@@ -72,19 +76,17 @@ def _price(text: str, factor: int) -> NanoPoints:
     value = _decimal(text)
     if value < 0:
         raise MoneyError(f"{text!r}: a price is not negative")
-    scaled = int((value * factor).to_integral_value(rounding=ROUND_CEILING))
+    exact = _EXACT.multiply(value, Decimal(factor))
+    scaled = int(exact.to_integral_value(rounding=ROUND_CEILING))
     if scaled > AMOUNT_UPT_MAX:
         raise MoneyError(f"{text!r} is too large for a price")
     return NanoPoints(scaled)
 
 
 def _decimal(text: str) -> Decimal:
-    if len(text) > 40 or not text.isascii() or not text.strip("-0123456789.") == "":
-        raise MoneyError(f"{text[:40]!r} is not a plain decimal number")
-    with localcontext() as context:
-        context.prec = 60
-        try:
-            value = Decimal(text)
-        except InvalidOperation as error:
-            raise MoneyError(f"{text!r} is not a plain decimal number") from error
-    return value
+    if len(text) > _TEXT_CHARS_MAX or not text.isascii() or text.strip("-0123456789."):
+        raise MoneyError(f"{text[:_TEXT_CHARS_MAX]!r} is not a plain decimal number")
+    try:
+        return Decimal(text)
+    except InvalidOperation as error:
+        raise MoneyError(f"{text!r} is not a plain decimal number") from error

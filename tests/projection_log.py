@@ -1,4 +1,6 @@
 """Histories of accounts for projection tests: seeded, possible, with every kind of event."""
+# Ids and amounts are written as plain values here.
+# pyright: reportArgumentType=false
 
 from __future__ import annotations
 
@@ -125,9 +127,7 @@ class History:
         usage = Usage(input=120, cached_input=30, cache_write=5, output=80, reasoning=20)
         served = Served(7, f"{model}-upstream", 200, 950, 120, 1, error)
         basis = Basis.COUNTED if swept else Basis.REPORTED
-        event = HoldSettled(
-            request_id, amount_upt, usage, basis, PriceRef(model, 3), served, swept
-        )
+        event = HoldSettled(request_id, amount_upt, usage, basis, PriceRef(model, 3), served, swept)
         return self.add(stream, event)
 
     def release(self, stream: str, request_id: str, reason: ReleaseReason) -> Recorded:
@@ -240,7 +240,7 @@ def shuffled(rows: Sequence[Recorded], seed: int) -> list[Recorded]:
     for row in rows:
         queues.setdefault(row.stream, []).append(row)
     mixed: list[Recorded] = []
-    left = {stream: 0 for stream in queues}
+    left = dict.fromkeys(queues, 0)
     while left:
         stream = chance.choice(list(left))
         index = left[stream]

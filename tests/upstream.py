@@ -12,6 +12,7 @@ import contextlib
 import json
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import msgspec
@@ -37,6 +38,8 @@ class Script(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         }
     )
     """None: no usage is reported, even when asked for."""
+    usage_varies: bool = False
+    """Every request gets token counts of its own, made from `usage` and its number."""
     usage_unasked: bool = False
     """Report usage on a stream without `include_usage`."""
     usage_in_last_chunk: bool = False
@@ -65,6 +68,10 @@ class Script(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     comment_first: bool = False
 
 
+def _tell_nobody(what: str, seen: Seen) -> None:
+    del what, seen
+
+
 class Seen:
     """One request that came: what it was, and how far the answer got."""
 
@@ -83,6 +90,7 @@ class Seen:
         self.client_left_at_s: float | None = None
         """Unix time at which the other side closed before the end."""
         self.cut_by_us = False
+        self.tell: Callable[[str, Seen], None] = _tell_nobody
         self.permits = asyncio.Semaphore(0)
         self.changed = asyncio.Condition()
 
@@ -120,6 +128,9 @@ class FakeUpstream:
         self.default = default or Script()
         self.by_model: dict[str, Script] = {}
         self.seen: list[Seen] = []
+        self.tell: Callable[[str, Seen], None] = _tell_nobody
+        """Called at once when a request has `arrived`, a `chunk` or its usage (`reported`) went
+        out."""
         self.url = ""
         self._queue: deque[Script] = deque()
         self._failed = 0
@@ -188,7 +199,9 @@ class FakeUpstream:
 
     async def _on_chat(self, request: web.Request) -> web.StreamResponse:
         seen = Seen(len(self.seen) + 1, request, await request.read())
+        seen.tell = self.tell
         self.seen.append(seen)
+        seen.tell("arrived", seen)
         async with self._arrived:
             self._arrived.notify_all()
         script = self._next_script(str(seen.json.get("model", "")))
@@ -280,6 +293,7 @@ async def _stream(request: web.Request, seen: Seen, script: Script) -> web.Strea
         frames = [_chunk(seen, [_choice(index, delta, None)]) for index in choices]
         await response.write(b"".join(frames))
         seen.chunks_sent += 1
+        seen.tell("chunk", seen)
         await seen.note()
     if await _ended_by_script(request, response, seen, script):
         return response
@@ -311,7 +325,7 @@ async def _ended_by_script(
 async def _end(response: web.StreamResponse, seen: Seen, script: Script, choices: range) -> None:
     options = seen.json.get("stream_options") or {}
     asked = bool(options.get("include_usage")) or script.usage_unasked
-    usage = script.usage if asked else None
+    usage = _usage_of(seen, script) if asked else None
     ends = [_choice(index, {}, _finish_reason(script)) for index in choices]
     if usage is not None and script.usage_in_last_chunk:
         await response.write(_chunk(seen, ends, usage))
@@ -319,7 +333,7 @@ async def _end(response: web.StreamResponse, seen: Seen, script: Script, choices
         await response.write(_chunk(seen, ends))
         if usage is not None:
             await response.write(_chunk(seen, [], usage))
-    seen.reported_usage = usage
+    _note_reported(seen, usage)
     if script.send_done:
         await response.write(b"data: [DONE]\n\n")
     await response.write_eof()
@@ -345,8 +359,9 @@ async def _whole(request: web.Request, seen: Seen, script: Script) -> web.Stream
         for index in range(seen.json.get("n") or 1)
     ]
     answer: dict[str, Any] = {**_head(seen, "chat.completion"), "choices": choices}
-    if script.usage is not None:
-        answer["usage"] = script.usage
+    usage = _usage_of(seen, script)
+    if usage is not None:
+        answer["usage"] = usage
     body = json.dumps(answer).encode()
     response = web.StreamResponse(headers={"content-type": "application/json"})
     response.content_length = len(body)
@@ -356,9 +371,27 @@ async def _whole(request: web.Request, seen: Seen, script: Script) -> web.Stream
         await _cut(request, seen)
     await response.write(body)
     seen.chunks_sent = 1
-    seen.reported_usage = script.usage
+    _note_reported(seen, usage)
     await response.write_eof()
     return response
+
+
+def _usage_of(seen: Seen, script: Script) -> dict[str, Any] | None:
+    if script.usage is None or not script.usage_varies:
+        return script.usage
+    prompt = int(script.usage["prompt_tokens"]) + seen.number % 89
+    completion = int(script.usage["completion_tokens"]) + seen.number % 31
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+    }
+
+
+def _note_reported(seen: Seen, usage: dict[str, Any] | None) -> None:
+    seen.reported_usage = usage
+    if usage is not None:
+        seen.tell("reported", seen)
 
 
 async def _cut(request: web.Request, seen: Seen) -> NoReturn:

@@ -20,9 +20,10 @@ from backend.catalog.decide import (
 )
 from backend.catalog.price import PRICE
 from backend.catalog.price_history import PriceHistory
-from backend.journal.commands import Command, Landed, Outcome, Refused
+from backend.journal.commands import AlreadyDone, Command, Landed, Refused
 from backend.journal.entity_ids import next_entity_id
 from backend.journal.fold import Folds
+from backend.journal.reader import find_command
 from backend.journal.units import Part
 from backend.journal.view import load_states, states_of_kind
 from backend.journal.writer import Writer
@@ -168,8 +169,21 @@ class Catalog:
         )
 
     async def _record(self, part: Part) -> int:
+        """The version of the first stream that says so, recorded now or before."""
         command = Command(self._writer.new_id(), part.streams, part.decide)
-        return _version_of(await self._writer.submit(command))
+        match await self._writer.submit(command):
+            case Landed():
+                # Commands that land together share what the outcome says: the log is exact.
+                async with self._pool.connection() as connection:
+                    found = await find_command(connection, command.command_id)
+                assert found is not None, "it landed a moment ago"
+                return found[1][-1].version
+            case Refused(NothingToChange(version)):
+                return version
+            case Refused(reason):
+                raise catalog_refusal(reason) or Conflict("This cannot be changed so.")
+            case AlreadyDone():
+                raise Conflict("This was recorded before.")
 
 
 def disabling(channel: ChannelId, reason: str) -> Part:
@@ -187,15 +201,3 @@ def catalog_refusal(reason: object) -> SuanpanError | None:
             return NotFound("There is no such channel.")
         case _:
             return None
-
-
-def _version_of(outcome: Outcome) -> int:
-    match outcome:
-        case Landed(_, versions):
-            return versions[0][1]
-        case Refused(NothingToChange(version)):
-            return version
-        case Refused(reason):
-            raise catalog_refusal(reason) or Conflict("This cannot be changed so.")
-        case _:
-            raise Conflict("This was recorded before.")

@@ -8,7 +8,7 @@ import click
 
 from backend.catalog.checks import OPENAI, TYPES, parse_mapping, parse_models
 from backend.catalog.service import ChannelState
-from backend.cli.channel_test import test_channel
+from backend.cli.channel_probe import probe_channel
 from backend.cli.output import Table, answer, json_option, secret_from, yes_no
 from backend.cli.site import Site, with_site
 from backend.opening import remove_trial_file
@@ -47,14 +47,14 @@ def add(
     name: str,
     kind: str,
     base_url: str,
-    secret_stdin: bool,  # noqa: FBT001
-    no_secret: bool,  # noqa: FBT001
+    secret_stdin: bool,
+    no_secret: bool,
     models: str,
     priority: int,
     weight: int,
     mapping: tuple[str, ...],
     api_version: str | None,
-    as_json: bool,  # noqa: FBT001
+    as_json: bool,
 ) -> None:
     """Add a channel. The first real one ends the demo model and the trial account's key."""
     settings = ChannelSettings(
@@ -86,7 +86,7 @@ def add(
 
 @channel.command("list")
 @json_option
-def list_channels(as_json: bool) -> None:  # noqa: FBT001
+def list_channels(as_json: bool) -> None:
     """Show all channels, disabled ones too. Secrets are not shown."""
 
     async def work(site: Site) -> list[ChannelState]:
@@ -114,7 +114,7 @@ def list_channels(as_json: bool) -> None:  # noqa: FBT001
 @channel.command("enable")
 @_CHANNEL
 @json_option
-def enable(name_or_id: str, as_json: bool) -> None:  # noqa: FBT001
+def enable(name_or_id: str, as_json: bool) -> None:
     """Let calls go to CHANNEL (its name or number) again."""
 
     async def work(site: Site) -> dict[str, Any]:
@@ -130,7 +130,7 @@ def enable(name_or_id: str, as_json: bool) -> None:  # noqa: FBT001
 @_CHANNEL
 @click.option("--reason", default="by the operator", show_default=True)
 @json_option
-def disable(name_or_id: str, reason: str, as_json: bool) -> None:  # noqa: FBT001
+def disable(name_or_id: str, reason: str, as_json: bool) -> None:
     """Send no more calls to CHANNEL (its name or number)."""
     if len(reason) > 200:
         raise BadRequest("A reason has at most 200 characters.")
@@ -153,7 +153,7 @@ def try_channel(
     context: click.Context,
     name_or_id: str,
     model: str | None,
-    as_json: bool,  # noqa: FBT001
+    as_json: bool,
 ) -> None:
     """Ask the provider for its models, and say what is wrong if it does not answer."""
 
@@ -162,7 +162,7 @@ def try_channel(
         return entry, site.catalog.secret_of(entry)
 
     entry, secret = with_site(work)
-    found = test_channel(entry.state.settings, secret, model)
+    found = probe_channel(entry.state.settings, secret, model)
     data = {"id": entry.channel, "name": entry.state.settings.name, **found.as_data()}
     words = f"Channel {entry.channel} ({entry.state.settings.name}): {found.sentence}"
     answer(as_json, data, words)
@@ -188,8 +188,8 @@ def set_price(
     per_1k_output: str | None,
     per_1k_cached_input: str | None,
     per_call: str | None,
-    free: bool,  # noqa: FBT001
-    as_json: bool,  # noqa: FBT001
+    free: bool,
+    as_json: bool,
 ) -> None:
     """Set a model's price: a new version, which old charges do not change with."""
     by_token = per_1k_input is not None or per_1k_output is not None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, Final, TypeVar
@@ -33,7 +33,7 @@ def json_option(command: _Command) -> _Command:
     return click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")(command)
 
 
-def answer(as_json: bool, data: object, words: str | Table) -> None:  # noqa: FBT001
+def answer(as_json: bool, data: object, words: str | Table) -> None:
     """Prints `data` (anything msgspec encodes as an object) or `words`."""
     if as_json:
         sys.stdout.write(msgspec.json.encode(data).decode() + "\n")
@@ -47,10 +47,10 @@ def answer(as_json: bool, data: object, words: str | Table) -> None:  # noqa: FB
 
 
 @contextmanager
-def progress_bar(what: str) -> Iterator[Advance]:
+def progress_bar(what: str) -> Generator[Advance]:
     """A bar on stderr; nothing is drawn where stderr is no terminal."""
-    from rich.console import Console  # noqa: PLC0415 - only long work pays for it
-    from rich.progress import Progress  # noqa: PLC0415
+    from rich.console import Console
+    from rich.progress import Progress
 
     with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task(what, total=None)
@@ -100,9 +100,9 @@ def _line_from_stdin(what: str) -> str:
 
 
 def _print_table(table: Table) -> None:
-    from rich.console import Console  # noqa: PLC0415
-    from rich.table import Table as Drawn  # noqa: PLC0415
-    from rich.text import Text  # noqa: PLC0415
+    from rich.console import Console
+    from rich.table import Table as Drawn
+    from rich.text import Text
 
     drawn = Drawn(box=None, pad_edge=False, header_style="bold")
     for column in table.columns:

@@ -6,10 +6,10 @@ from typing import Any
 
 import click
 
+from backend.catalog.checks import check_model, parse_models
 from backend.cli.durations import parse_expiry
 from backend.cli.output import Table, answer, json_option, secret_from, time_text, yes_no
 from backend.cli.site import Site, with_site
-from backend.catalog.checks import check_model, parse_models
 from backend.folds import ALL_FOLDS
 from backend.grants import GrantAsked
 from backend.identity.service import KeyAsked
@@ -36,7 +36,7 @@ def user() -> None:
 @click.option("--admin", is_flag=True, help="May administer the site.")
 @_PASSWORD_STDIN
 @json_option
-def create_user(name: str, admin: bool, password_stdin: bool, as_json: bool) -> None:  # noqa: FBT001
+def create_user(name: str, admin: bool, password_stdin: bool, as_json: bool) -> None:
     """Register NAME and open an account; the first administrator is granted 10 points."""
     password = _password(password_stdin)
 
@@ -60,7 +60,7 @@ def create_user(name: str, admin: bool, password_stdin: bool, as_json: bool) -> 
 @click.argument("name")
 @_PASSWORD_STDIN
 @json_option
-def set_password(name: str, password_stdin: bool, as_json: bool) -> None:  # noqa: FBT001
+def set_password(name: str, password_stdin: bool, as_json: bool) -> None:
     """Give NAME a new password."""
     password = _password(password_stdin)
 
@@ -79,8 +79,8 @@ def set_password(name: str, password_stdin: bool, as_json: bool) -> None:  # noq
 def check_password(
     context: click.Context,
     name: str,
-    password_stdin: bool,  # noqa: FBT001
-    as_json: bool,  # noqa: FBT001
+    password_stdin: bool,
+    as_json: bool,
 ) -> None:
     """Exit 0 if this is the password of NAME, else 1."""
     password = _password(password_stdin)
@@ -104,7 +104,7 @@ def key() -> None:
 @click.option("--models", default="", help="The only models it may use, as a,b; else every model.")
 @click.option("--expires", help="30d, 12h, 2027-01-31 or an ISO 8601 time; else never.")
 @json_option
-def create_key(name: str, label: str, models: str, expires: str | None, as_json: bool) -> None:  # noqa: FBT001
+def create_key(name: str, label: str, models: str, expires: str | None, as_json: bool) -> None:
     """Make a key. It is shown once and kept nowhere."""
     allowed = tuple(check_model(model) for model in parse_models(models))
 
@@ -122,15 +122,13 @@ def create_key(name: str, label: str, models: str, expires: str | None, as_json:
         }
 
     made = with_site(work)
-    answer(
-        as_json, made, f"{made['key']}\nKey {made['id']} of {name}; it is not shown again."
-    )
+    answer(as_json, made, f"{made['key']}\nKey {made['id']} of {name}; it is not shown again.")
 
 
 @key.command("list")
 @_USER
 @json_option
-def list_keys(name: str, as_json: bool) -> None:  # noqa: FBT001
+def list_keys(name: str, as_json: bool) -> None:
     """Show the keys of a user by number and last characters."""
 
     async def work(site: Site) -> list[dict[str, Any]]:
@@ -167,7 +165,7 @@ def list_keys(name: str, as_json: bool) -> None:  # noqa: FBT001
 @click.argument("key_or_id", required=False)
 @click.option("--key-stdin", is_flag=True, help="Read the key, or its number, from stdin.")
 @json_option
-def revoke_key(key_or_id: str | None, key_stdin: bool, as_json: bool) -> None:  # noqa: FBT001
+def revoke_key(key_or_id: str | None, key_stdin: bool, as_json: bool) -> None:
     """End a key, named by its number or its text. It stops within a second."""
     if (key_or_id is None) != key_stdin:
         raise click.UsageError("Name the key, or give --key-stdin.")
@@ -197,7 +195,7 @@ def grant(
     points: str,
     reason: str,
     idempotency_key: str | None,
-    as_json: bool,  # noqa: FBT001
+    as_json: bool,
 ) -> None:
     """Give points to a user."""
     try:
@@ -221,14 +219,16 @@ def grant(
     done = with_site(work)
     how = "had been granted before" if done["repeated"] else "granted"
     answer(
-        as_json, done, f"{done['granted']} points {how} to {name} ({done['stream']} {done['version']})."
+        as_json,
+        done,
+        f"{done['granted']} points {how} to {name} ({done['stream']} {done['version']}).",
     )
 
 
 @click.command()
 @_USER
 @json_option
-def balance(name: str, as_json: bool) -> None:  # noqa: FBT001
+def balance(name: str, as_json: bool) -> None:
     """What a user has, as the next decision will see it."""
 
     async def work(site: Site) -> Account:
@@ -250,5 +250,5 @@ def balance(name: str, as_json: bool) -> None:  # noqa: FBT001
     )
 
 
-def _password(stdin: bool) -> str:  # noqa: FBT001
+def _password(stdin: bool) -> str:
     return secret_from(stdin=stdin, option="--password-stdin", what="password")

@@ -1,4 +1,4 @@
-"""Finds the site that a command is about, and gives its services for as long as the command runs."""
+"""Finds the site that a command is about, and gives its services while the command runs."""
 
 from __future__ import annotations
 
@@ -40,6 +40,8 @@ class Database(msgspec.Struct, frozen=True):
 
     url: str
     owner_url: str
+    runs: bool
+    """A site runs on this data folder and keeps its read tables current."""
 
     def __repr__(self) -> str:
         return "Database(…)"
@@ -58,6 +60,10 @@ class Site(msgspec.Struct, frozen=True):
     catalog: Catalog
     opening: Opening
     grants: Grants
+
+    @property
+    def runs(self) -> bool:
+        return self.database.runs
 
 
 def settings_from_environment(**overrides: object) -> Settings:
@@ -104,7 +110,7 @@ async def open_site(settings: Settings) -> AsyncGenerator[Site]:
             identity=identity,
             catalog=catalog,
             opening=Opening(writer, identity, catalog, randomness),
-            grants=Grants(writer, identity, secret),
+            grants=Grants(writer, pool, identity, secret),
         )
 
 
@@ -120,24 +126,23 @@ async def located(settings: Settings) -> AsyncGenerator[Database]:
     if database is not None:
         yield database
         return
-    from backend.kit.embedded.supervisor import running_parts  # noqa: PLC0415 - rarely needed
+    from backend.kit.embedded.supervisor import running_parts
 
     # A command needs no Valkey, and a part that has its URL is not started.
     database_only = msgspec.structs.replace(settings, redis=RedisSettings(url="unused"))
     async with running_parts(database_only) as running:
         parts = running.parts
         await asyncio.to_thread(migrate, parts.database_owner_url, parts.database_url)
-        yield Database(parts.database_url, parts.database_owner_url)
+        yield Database(parts.database_url, parts.database_owner_url, runs=False)
 
 
 def _running_or_named(settings: Settings) -> Database | None:
     runtime = read_runtime(settings.data_dir)
     if runtime is not None:
-        return Database(runtime.database_url, runtime.database_owner_url)
+        return Database(runtime.database_url, runtime.database_owner_url, runs=True)
     if settings.database.url:
-        return Database(
-            settings.database.url, settings.database.owner_url or settings.database.url
-        )
+        owner_url = settings.database.owner_url or settings.database.url
+        return Database(settings.database.url, owner_url, runs=False)
     return None
 
 

@@ -272,12 +272,30 @@ async def _find_poison(
 async def _first_poison(
     connection: Connection, consumer: Consumer, rows: Sequence[Recorded]
 ) -> tuple[int, str] | None:
-    for count in range(1, len(rows) + 1):
-        try:
-            async with connection.transaction(force_rollback=True):
-                await consumer.handle(connection, _decoded(rows[:count]))
-        except POISON as error:
-            return rows[count - 1].version, str(error)
+    """The first event that fails, by bisection: a prefix fails if and only if it holds it."""
+    reason = await _failure_of(connection, consumer, rows)
+    if reason is None:
+        return None
+    good, bad = 0, len(rows)
+    while bad - good > 1:
+        middle = (good + bad) // 2
+        failure = await _failure_of(connection, consumer, rows[:middle])
+        if failure is None:
+            good = middle
+        else:
+            bad, reason = middle, failure
+    return rows[bad - 1].version, reason
+
+
+async def _failure_of(
+    connection: Connection, consumer: Consumer, rows: Sequence[Recorded]
+) -> str | None:
+    """Why these events cannot be applied, or None; tried and rolled back."""
+    try:
+        async with connection.transaction(force_rollback=True):
+            await consumer.handle(connection, _decoded(rows))
+    except POISON as error:
+        return f"{type(error).__name__}: {error}"
     return None
 
 

@@ -44,6 +44,8 @@ HEARTBEAT_MS: Final = 1_000
 """A member learns of a rebalance by a heartbeat: the default of 3 s would be its pause."""
 SESSION_MS: Final = 6_000
 """After so long a killed member's partitions go to the others; brokers allow no less by default."""
+METADATA_MS: Final = 10_000
+"""How soon a topic that was made anew is found; by default after five minutes."""
 DRAIN_TIMEOUT_S: Final = 20.0
 STOP_TIMEOUT_S: Final = 15.0
 BACKOFF_S: Final = (0.1, 0.5, 2.0, 5.0)
@@ -235,6 +237,7 @@ class KafkaTransport:
         broker = KafkaBroker(
             [server.strip() for server in self._bootstrap.split(",")],
             client_id="suanpan",
+            metadata_max_age_ms=METADATA_MS,
             consumer_only=True,
             allow_auto_create_topics=False,
             apply_types=False,

@@ -21,6 +21,7 @@ from schemas.event import Position
 LEAF: Final = b"\x00"
 NODE: Final = b"\x01"
 """RFC 6962 §2.1: hashed apart, so that a node cannot be passed off as a leaf."""
+NO_SITE: Final = UUID(int=0)
 NO_SEAL: Final = bytes(32)
 """What the first seal names as its previous one."""
 SEAL_BYTES_MAX: Final = 64 * 1024
@@ -29,15 +30,20 @@ _HASH_BYTES: Final = 32
 _DOMAIN: Final = b"suanpan1seal"
 _LENGTH: Final = Struct(">I")
 _VERSION: Final = Struct(">q")
-_PLACE: Final = Struct(">qqq")
+_PLACE: Final = Struct(">qqqq")
 _FIXED: Final = Struct(">q16sqqqqq32s32sq32s")
 
 
 class Place(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How far one partition of a topic had been read."""
+    """How far one partition of a topic had been read.
+
+    `events` is how many of its rows, duplicates not counted: a restore may give rows new
+    positions, but never another order within a partition.
+    """
 
     topic: str
     shard: Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
+    events: int
     position: Position
 
 
@@ -47,6 +53,7 @@ class Seal(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     number: int
     """1, 2, 3… within one chain of seals."""
     site_id: UUID
+    """Nil where the maker reads Kafka alone, which does not name the site."""
     position: Position
     """Every event up to here is covered; with `places`, the furthest of them."""
     events: int
@@ -202,12 +209,14 @@ def signed_bytes(seal: Seal) -> bytes:
     for place in seal.places:
         topic = place.topic.encode()
         parts += (_LENGTH.pack(len(topic)), topic, _LENGTH.pack(place.shard))
-        parts.append(_PLACE.pack(place.position.epoch, place.position.xid, place.position.seq))
+        at = place.position
+        parts.append(_PLACE.pack(place.events, at.epoch, at.xid, at.seq))
     return b"".join(parts)
 
 
 def _numbers(seal: Seal) -> Iterator[int]:
     yield from (seal.number, seal.events, seal.streams, seal.made_at_us)
+    yield from (place.events for place in seal.places)
     for position in (seal.position, *(place.position for place in seal.places)):
         yield from (position.epoch, position.xid, position.seq)
 
@@ -273,7 +282,7 @@ def verify_signature(seal: Seal) -> None:
 
 def verify_follows(seal: Seal, previous: Seal | None, site_id: UUID) -> None:
     """Whether a seal is the next one of this site's chain, by the same key. Raises BrokenSeal."""
-    if seal.site_id != site_id:
+    if seal.site_id not in (site_id, NO_SITE):
         raise BrokenSeal(f"seal {seal.number} belongs to another site")
     expected = 1 if previous is None else previous.number + 1
     if seal.number != expected:
@@ -284,5 +293,5 @@ def verify_follows(seal: Seal, previous: Seal | None, site_id: UUID) -> None:
         return
     if seal.public_key != previous.public_key:
         raise BrokenSeal(f"seal {seal.number} was signed with another key")
-    if seal.events < previous.events or seal.position < previous.position:
+    if seal.events < previous.events:
         raise BrokenSeal(f"seal {seal.number} covers less than the seal before it")

@@ -70,6 +70,8 @@ class ImpossibleHistory(ValueError):
 
 def apply(state: Account, event: LedgerEvent, version: int, at_us: int) -> Account:
     """The account after one more event. Raises ImpossibleHistory where an invariant would break."""
+    if (version == 1) is not isinstance(event, AccountOpened):
+        raise ImpossibleHistory("an account is opened once, first")
     after = _apply(state, event, version, at_us)
     if after.available_upt < 0 or after.held_upt < 0 or after.posted_upt < 0:
         raise ImpossibleHistory(f"I2: {type(event).__name__} makes the balance negative")
@@ -86,23 +88,23 @@ def _apply(state: Account, event: LedgerEvent, version: int, at_us: int) -> Acco
             return _ended(state, event.request_id, 0)
         case HoldExtended():
             return _extended(state, event)
-        case PointsGranted() | PointsCorrected():
+        case PointsGranted():
+            return _with(state, issued_upt=state.issued_upt + _counted(event.amount_upt))
+        case PointsCorrected():
             return _with(state, issued_upt=state.issued_upt + event.amount_upt)
         case UsageLate():
             return _with(
                 state,
-                charged_upt=state.charged_upt + event.amount_upt,
-                shortfall_upt=state.shortfall_upt + event.shortfall_upt,
+                charged_upt=state.charged_upt + _counted(event.amount_upt),
+                shortfall_upt=state.shortfall_upt + _counted(event.shortfall_upt),
             )
         case ShortfallRecorded():
-            return _with(state, shortfall_upt=state.shortfall_upt + event.amount_upt)
+            return _with(state, shortfall_upt=state.shortfall_upt + _counted(event.amount_upt))
         case RequestRefused():
             hour = at_us // HOUR_US
             same_hour = hour == state.refusals_hour
             return _with(state, refusals_hour=hour, refusals=state.refusals + 1 if same_hour else 1)
         case AccountOpened():
-            if version != 1:
-                raise ImpossibleHistory("an account is opened once, first")
             return _with(state, person=event.person)
         case _:
             assert_never(event)
@@ -111,9 +113,9 @@ def _apply(state: Account, event: LedgerEvent, version: int, at_us: int) -> Acco
 def _held(state: Account, event: PointsHeld, at_us: int) -> Account:
     if event.request_id in state.holds:
         raise ImpossibleHistory(f"I3: {event.request_id} is held twice")
-    if event.amount_upt < 0:
-        raise ImpossibleHistory("a hold is not negative")
-    hold = Hold(event.amount_upt, event.model, event.price.version, event.input_bound, at_us)
+    hold = Hold(
+        _counted(event.amount_upt), event.model, event.price.version, event.input_bound, at_us
+    )
     return _with(
         state,
         held_upt=state.held_upt + event.amount_upt,
@@ -123,7 +125,7 @@ def _held(state: Account, event: PointsHeld, at_us: int) -> Account:
 
 def _extended(state: Account, event: HoldExtended) -> Account:
     hold = _hold_of(state, event.request_id)
-    wider = msgspec.structs.replace(hold, amount_upt=hold.amount_upt + event.amount_upt)
+    wider = msgspec.structs.replace(hold, amount_upt=hold.amount_upt + _counted(event.amount_upt))
     return _with(
         state,
         held_upt=state.held_upt + event.amount_upt,
@@ -150,6 +152,13 @@ def _hold_of(state: Account, request_id: str) -> Hold:
     if hold is None:
         raise ImpossibleHistory(f"I3: {request_id} has no open hold")
     return hold
+
+
+def _counted(amount_upt: int) -> int:
+    """An amount that only ever adds: a negative one would move points the other way."""
+    if amount_upt < 0:
+        raise ImpossibleHistory("I4: an amount is not negative")
+    return amount_upt
 
 
 def _with(state: Account, **changes: Any) -> Account:

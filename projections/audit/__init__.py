@@ -1,1 +1,1 @@
-"""The audit: proof that the log is whole, that it adds up, and that every table says what it says."""
+"""The audit: the log is whole, it adds up, and every table says what the log says."""

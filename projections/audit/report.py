@@ -53,7 +53,7 @@ COMPLETENESS: Final = "I12"
 PROVENANCE: Final = "I13"
 READ_MODELS: Final = "I9"
 SEALS: Final = "I8"
-CHECKS: Final = (
+CHECKS: Final[tuple[str, ...]] = (
     CHAIN, STATES, CONSERVATION, NO_OVERDRAFT, ONE_OUTCOME, SETTLE_BOUNDS, COMMANDS, GAPLESS,
     SEALS, READ_MODELS, DUPLICATE_PROOF, COMPLETENESS, PROVENANCE,
 )  # fmt: skip
@@ -68,7 +68,7 @@ class Findings:
     """Collects violations; of each check the first one that was found is kept."""
 
     def __init__(self) -> None:
-        self._counts: Final = dict.fromkeys(CHECKS, 0)
+        self._counts: Final[dict[str, int]] = dict.fromkeys(CHECKS, 0)
         self._first: Final[dict[str, First]] = {}
 
     def add(self, check: str, stream: str, version: int, what: str) -> None:

@@ -1,4 +1,6 @@
 """What events become in the rows of projections, without a database."""
+# Ids and amounts are written as plain values here.
+# pyright: reportArgumentType=false
 
 from __future__ import annotations
 

@@ -37,6 +37,8 @@ class Run:
         self.first_token_s: float | None = None
         self.usage: Usage | None = None
         self.left_before_token = False
+        self.passed_on = False
+        """Something of an answer went to the client: no other channel may be tried."""
         self._texts: list[str] = []
         self._output_bytes = 0
         self._counted_output = 0

@@ -77,7 +77,7 @@ class Streaming:
             await self._cut_by_points(run, parser, client)
             return
         except _Broken as broken:
-            if not run.begun and not client.left:
+            if not run.passed_on and not client.left:
                 raise self._upstreams.failed(channel, broken.problem, began_s) from broken
             await self._broken(run, client, broken.problem)
             return
@@ -151,6 +151,7 @@ class Streaming:
             ):
                 out.append(frame.raw)
         if out and not client.left:
+            run.passed_on = True
             await client.send(out[0] if len(out) == 1 else b"".join(out))
         if failed is not None:
             raise _Broken(failed)
@@ -199,6 +200,7 @@ class Streaming:
         if not run.begun or run.left_before_token:
             reason = ReleaseReason.CLIENT_LEFT if client.left else ReleaseReason.UPSTREAM_CUT
             await self._ending.release(run, reason, 0 if client.left else 200, problem.code)
+            await self.send_error(client, answered(problem))
             return
         error = answered(problem)
         body = error_body(sentence=error.sentence, kind=error.kind, code=error.code)

@@ -1,0 +1,67 @@
+"""`python -m bench`: measures, prints a table, writes JSON."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import sys
+from pathlib import Path
+
+import msgspec
+from rich.console import Console
+
+from backend.kit.logs import configure_logs
+from backend.kit.settings import LogSettings
+from bench.children import BenchmarkProblem
+from bench.machine import machine
+from bench.options import PARTS, QUICK, Options
+from bench.profiles import show_profiles
+from bench.report import Results, line_of, met_goals, show, write_json
+from bench.suite import run
+from schemas.errors import SuanpanError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    chosen = _parser().parse_args(arguments)
+    options = QUICK if chosen.quick else Options()
+    if chosen.only:
+        options = msgspec.structs.replace(options, parts=tuple(chosen.only))
+    given = {"repetitions": chosen.repetitions, "seconds": chosen.seconds}
+    wanted = {name: value for name, value in given.items() if value is not None}
+    options = msgspec.structs.replace(options, **wanted)
+    configure_logs(LogSettings(level="warning"), sys.stderr)
+    console, progress = Console(), Console(stderr=True, soft_wrap=True)
+    facts = machine()
+    try:
+        if "profile" in options.parts:
+            asyncio.run(show_profiles(options, console))
+        rows = asyncio.run(run(options, lambda row: progress.print(f"· {line_of(row)}")))
+    except (BenchmarkProblem, SuanpanError) as problem:
+        progress.print(f"[red]bench: {problem}[/red]")
+        return 1
+    if not rows:
+        return 0
+    results = Results(facts, chosen.quick, os.getloadavg()[0], rows)
+    if chosen.json is not None:
+        write_json(chosen.json, results)
+    show(console, results)
+    met, goals = met_goals(rows)
+    console.print(f"{met} of {goals} goals met (they do not gate anything)")
+    return 1 if any(row.errors for row in rows) else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="a smoke test of about half a minute")
+    parser.add_argument(
+        "--only", action="append", choices=PARTS, metavar="PART", help=f"one of {', '.join(PARTS)}"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there too")
+    parser.add_argument("--repetitions", type=int, metavar="N", help="best of so many")
+    parser.add_argument("--seconds", type=float, metavar="S", help="of each measurement")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,151 @@
+"""Checks of the tables beside the log: commands (I6), leases (I12), consumers' places (I11).
+
+Reads page by page; every statement is short.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+from uuid import UUID
+
+from backend.kit.postgres import Connection, fetch_all
+from backend.ledger.account import ACCOUNT, Account
+from projections.audit.books import Books
+from projections.audit.report import (
+    COMMANDS,
+    COMPLETENESS,
+    DUPLICATE_PROOF,
+    Findings,
+)
+from projections.comparison import StreamRow
+from projections.replay import Progress
+from projections.verifying import Verifier
+from schemas.event import Recorded
+from schemas.ids import kind_of
+
+COMMAND_HOMES: Final = """
+SELECT command_id, stream, version FROM commands WHERE command_id = ANY(%(ids)s)
+"""
+COMMANDS_PAGE: Final = """
+SELECT c.command_id, c.stream, c.version, e.stream IS NOT NULL
+FROM (SELECT command_id, stream, version FROM commands WHERE command_id > %(after)s
+      ORDER BY command_id LIMIT %(count_max)s) c
+LEFT JOIN event_log e
+    ON e.stream = c.stream AND e.version = c.version AND e.command_id = c.command_id
+ORDER BY c.command_id
+"""
+LEASES_OF: Final = """
+SELECT stream, request_id::text FROM leases WHERE stream = ANY(%(streams)s)
+ORDER BY stream, request_id
+"""
+LEASES_OF_NOTHING: Final = """
+SELECT l.stream, l.request_id::text FROM leases l
+WHERE NOT EXISTS (SELECT FROM streams s WHERE s.stream = l.stream)
+ORDER BY l.stream, l.request_id LIMIT 1000
+"""
+CONSUMERS_PAGE: Final = """
+SELECT c.consumer, c.stream, c.version, e.hash IS NOT DISTINCT FROM c.hash
+FROM (SELECT consumer, stream, version, hash FROM consumer_streams
+      WHERE (consumer, stream) > (%(consumer)s, %(stream)s)
+      ORDER BY consumer, stream LIMIT %(count_max)s) c
+LEFT JOIN event_log e ON e.stream = c.stream AND e.version = c.version
+ORDER BY c.consumer, c.stream
+"""
+PAGE_ROWS: Final = 2_000
+_NO_ID: Final = UUID(int=0)
+
+
+class CommandsCheck:
+    """I6: every command of the log is in `commands`, and is recorded under its id once."""
+
+    def __init__(self, findings: Findings) -> None:
+        self._findings: Final = findings
+        self._last: Final[dict[str, UUID]] = {}
+
+    async def page(self, connection: Connection, rows: Sequence[Recorded]) -> None:
+        """A page of the log in its order."""
+        ids = list({row.command_id for row in rows})
+        found = await fetch_all(connection, COMMAND_HOMES, {"ids": ids})
+        homes = {command: (stream, version) for command, stream, version in found}
+        for row in rows:
+            begins = self._last.get(row.stream) != row.command_id
+            self._last[row.stream] = row.command_id
+            home = homes.get(row.command_id)
+            if home is None:
+                self._note(row.stream, row.version, "its command is not in `commands`")
+            elif begins and home[0] == row.stream and home[1] != row.version:
+                what = f"its command was recorded at version {home[1]} before"
+                self._note(row.stream, row.version, what)
+
+    async def recorded(self, connection: Connection, progress: Progress) -> None:
+        """The other way round: every row of `commands` names an event of that command."""
+        after, done = _NO_ID, 0
+        while True:
+            arguments = {"after": after, "count_max": PAGE_ROWS}
+            found = await fetch_all(connection, COMMANDS_PAGE, arguments)
+            for command_id, stream, version, is_there in found:
+                if not is_there:
+                    self._note(stream, version, f"command {command_id} names no event of its own")
+            done += len(found)
+            progress("commands", done, done)
+            if len(found) < PAGE_ROWS:
+                return
+            after = found[-1][0]
+
+    def _note(self, stream: str, version: int, what: str) -> None:
+        self._findings.add(COMMANDS, stream, version, what)
+
+
+class AccountsCheck:
+    """I1 on stored states, and I12: whoever holds points has someone who answers for them."""
+
+    def __init__(self, findings: Findings, verifier: Verifier, books: Books) -> None:
+        self._findings: Final = findings
+        self._verifier: Final = verifier
+        self._books: Final = books
+
+    async def inspect(self, connection: Connection, rows: Sequence[StreamRow]) -> None:
+        """A page of `streams`, inside the transaction that read it."""
+        streams = [row.stream for row in rows if kind_of(row.stream) == ACCOUNT.kind]
+        found = await fetch_all(connection, LEASES_OF, {"streams": streams})
+        leases: dict[str, set[str]] = {}
+        for stream, request_id in found:
+            leases.setdefault(stream, set()).add(request_id)
+        for row in rows:
+            if kind_of(row.stream) == ACCOUNT.kind:
+                self._account(row, leases.get(row.stream, set()))
+
+    async def strays(self, connection: Connection) -> None:
+        """Leases on streams that do not exist."""
+        for stream, request_id in await fetch_all(connection, LEASES_OF_NOTHING):
+            self._findings.add(COMPLETENESS, stream, 1, f"a lease for {request_id}, and no stream")
+
+    def _account(self, row: StreamRow, leased: set[str]) -> None:
+        try:
+            account: Account = ACCOUNT.decode(row.state)
+        except ValueError:
+            # Named by the comparison of states: these bytes are not what the events fold to.
+            return
+        line = self._verifier.lines.get(row.stream)
+        if line is not None and line.intact and line.foldable and line.version == row.version:
+            self._books.compare(row.stream, account, row.version)
+        for request_id in sorted(account.holds.keys() ^ leased):
+            what = f"request {request_id} has a lease, and holds nothing"
+            if request_id in account.holds:
+                what = f"request {request_id} is open, and nothing will end it: no lease"
+            self._findings.add(COMPLETENESS, row.stream, row.version, what)
+
+
+async def check_consumers(connection: Connection, findings: Findings) -> None:
+    """I11: what a consumer took as applied is an event of the log, with the very same hash."""
+    arguments: dict[str, Any] = {"consumer": "", "stream": "", "count_max": PAGE_ROWS}
+    while True:
+        found = await fetch_all(connection, CONSUMERS_PAGE, arguments)
+        for consumer, stream, version, is_same in found:
+            if not is_same:
+                what = f"{consumer} has applied another event for this version"
+                findings.add(DUPLICATE_PROOF, stream, version, what)
+        if len(found) < PAGE_ROWS:
+            return
+        arguments |= {"consumer": found[-1][0], "stream": found[-1][1]}
