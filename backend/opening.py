@@ -120,17 +120,15 @@ class Opening:
         new = await self._identity.prepare_registration(TRIAL_NAME, None, trial=True)
         outcome = await self._submit(TRIAL, (*await self._trial(new, data_dir), *demo))
         match outcome:
-            case AlreadyDone():
-                return False
-            case Refused(NameIsTaken()):
+            case Landed():
+                _log.info("empty site opened", person=new.person)
+                return True
+            case Refused(NameIsTaken()) if not await self._identity.is_trial(TRIAL_NAME):
                 # Somebody real is called `trial`: the demo model comes without the account.
                 (data_dir / TRIAL_FILE).unlink(missing_ok=True)
-                outcome = await self._submit(TRIAL, demo)
+                return isinstance(await self._submit(TRIAL, demo), Landed)
             case _:
-                pass
-        _raise_refusal(outcome)
-        _log.info("empty site opened", person=new.person)
-        return True
+                return False
 
     async def add_channel(self, settings: ChannelSettings, secret: str) -> AddedChannel:
         """A new channel; if it is the first real one, demo and trial end in the same unit.

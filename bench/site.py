@@ -102,7 +102,7 @@ async def opened_site(
     async with founded(settings, migrates=True) as foundation:
         pid, port = upstream
         await _add_channel(foundation, f"http://127.0.0.1:{port}/v1")
-        grants = Grants(foundation.writer, foundation.identity, foundation.secret)
+        grants = Grants(foundation.writer, foundation.pool, foundation.identity, foundation.secret)
         made = [await _account(foundation, grants, number) for number in range(accounts)]
         yield BenchSite(
             folder,

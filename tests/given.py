@@ -184,7 +184,7 @@ def empty_heads(*streams: str) -> dict[str, Head]:
     return {stream: Head(0, genesis_hash(SITE, stream), ACCOUNT.empty) for stream in streams}
 
 
-def batch_on(heads: dict[str, Head]) -> Batch:
+def batch_on(heads: dict[str, Head], at_us: int = AT_US) -> Batch:
     """A batch whose event ids count up from 1."""
     numbers = iter(range(1, 100_000))
-    return Batch(FOLDS, heads, AT_US, lambda: UUID(int=next(numbers)))
+    return Batch(FOLDS, heads, at_us, lambda: UUID(int=next(numbers)))

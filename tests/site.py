@@ -40,7 +40,7 @@ from schemas.ledger import HoldReleased, HoldSettled, LedgerEvent
 from schemas.money import parse_points
 from schemas.prices import PerToken, Price
 from schemas.registry import decode
-from tests.conftest import Database
+from tests.conftest import Database, Server
 from tests.integration.identity_site import SECRET_TEXT
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -134,7 +134,7 @@ class RunningSite:
             connector=aiohttp.TCPConnector(limit=0, force_close=True),
             timeout=aiohttp.ClientTimeout(total=TIMEOUT_S),
         )
-        self._grants = Grants(base.writer, base.identity, base.secret)
+        self._grants = Grants(base.writer, base.pool, base.identity, base.secret)
         self._names = 0
 
     async def close(self) -> None:
@@ -155,6 +155,11 @@ class RunningSite:
     async def grant(self, customer: Customer, points: str) -> None:
         asked = GrantAsked(customer.person, parse_points(points), "test")
         await self._grants.grant(asked, actor="cli")
+
+    def model(self) -> str:
+        """A model's name that no other test uses."""
+        self._names += 1
+        return f"m-{self._names}"
 
     async def serves(
         self,
@@ -254,6 +259,19 @@ def balances(events: Iterable[LedgerEvent]) -> list[tuple[int, int, int]]:
         state = ALL_FOLDS.of("account:1").apply(state, event, version, 0)
         found.append((state.posted_upt, state.held_upt, state.available_upt))
     return found
+
+
+@asynccontextmanager
+async def shared_site(
+    server: Server, folder: Path, **settings: Any
+) -> AsyncGenerator[RunningSite]:
+    """A site on a database of its own for all tests of a module: each takes its own model."""
+    database = server.fresh()
+    try:
+        async with running_site(database, folder, **settings) as site:
+            yield site
+    finally:
+        server.drop(database)
 
 
 def settings_of(database: Database, folder: Path, **more: Any) -> Settings:

@@ -15,6 +15,7 @@ from backend.journal.commands import Decision, LeaseSweep
 from backend.journal.fold import Folds
 from backend.journal.view import load_states
 from backend.kit.postgres import DatabaseError, Pool
+from backend.kit.tasks import ended, vital
 from backend.ledger.account import Account, Hold
 from backend.ledger.decide import SettleAsked, decide_release, decide_settle
 from backend.ledger.leases import Expired, find_expired
@@ -53,12 +54,10 @@ class Sweeper:
         self.swept = 0
 
     def start(self) -> None:
-        self._task = asyncio.create_task(self._run())
+        self._task = vital(self._run(), "sweeper")
 
     async def stop(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await ended(self._task)
 
     async def _run(self) -> None:
         while True:

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from backend.journal.consumer import Consumer
 from backend.kit.postgres import DatabaseError, Pool
+from backend.kit.tasks import ended, vital
 from projections.health import Lag, list_lags
 
 EVERY_S: Final = 5.0
@@ -21,12 +22,10 @@ class LagWatch:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        self._task = asyncio.create_task(self._run())
+        self._task = vital(self._run(), "lag watch")
 
     async def stop(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await ended(self._task)
 
     def shown(self) -> dict[str, Any]:
         """Per consumer: rows and milliseconds behind, streams parked."""

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Final
 
 import structlog
@@ -23,9 +24,11 @@ from backend.http.site import Site, make_probes
 from backend.kit.logs import configure_logs
 from backend.kit.runtime_file import Runtime, remove_runtime, write_runtime
 from backend.kit.settings import Settings
+from backend.kit.tasks import died
 from backend.ledger.points import Points
 from backend.ledger.spool import Spool
-from backend.opening import TRIAL_FILE
+from backend.opening import TRIAL_FILE, TRIAL_NAME
+from schemas.errors import SiteProblem
 
 ROLES: Final = ("serve", "api", "worker", "projector", "publisher", "witness")
 
@@ -39,6 +42,8 @@ def run(role: str, settings: Settings, say: Say = print) -> None:
     configure_logs(settings.log, sys.stderr)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_start(role, settings, say))
+    if died():
+        raise SiteProblem(f"stopped after a defect in {', '.join(died())}; the log has the trace")
 
 
 async def _start(role: str, settings: Settings, say: Say) -> None:
@@ -148,6 +153,14 @@ def _greet(base: Foundation, url: str, say: Say) -> None:
     if (data_dir / TRIAL_FILE).exists():
         say("Try it:")
         say(_curl(url, str(data_dir / TRIAL_FILE)))
+        say("and see what it cost:")
+        say(f"  SUANPAN_DATA_DIR='{data_dir}' {_command()} statement --user {TRIAL_NAME}")
+
+
+def _command() -> str:
+    """How this command was called, for a shell in the same folder."""
+    started = Path(sys.argv[0])
+    return str(started) if started.name == "suanpan" else "suanpan"
 
 
 def _curl(url: str, key_file: str) -> str:

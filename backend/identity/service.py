@@ -166,6 +166,11 @@ class Identity:
         state: Person = found[stream][1]
         return state
 
+    async def is_trial(self, name: str) -> bool:
+        """Whether this name is the trial account's."""
+        person = await self.find(name)
+        return person is not None and (await self.state_of(person)).trial
+
     async def name_of(self, person: PersonId) -> str | None:
         """The clear name; None for a person who was forgotten. Raises NotFound, SealBroken."""
         state = await self.state_of(person)

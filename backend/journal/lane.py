@@ -28,6 +28,7 @@ from backend.journal.fold import Folds
 from backend.journal.heads import HeadCache, load_heads
 from backend.journal.reader import find_command, site_of
 from backend.kit.postgres import Connection, ConnectionLost, DatabaseError, connect
+from backend.kit.tasks import vital
 from schemas.errors import Unavailable
 from schemas.registry import decode
 
@@ -128,7 +129,7 @@ class Lane:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        self._task = asyncio.create_task(self._run())
+        self._task = vital(self._run(), "writer")
 
     async def stop(self) -> None:
         """Ends once the source is empty."""

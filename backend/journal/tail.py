@@ -21,6 +21,7 @@ from backend.journal.reader import PAGE_ROWS, read_page
 from backend.journal.wake import LogWatch
 from backend.kit.clock import Randomness
 from backend.kit.postgres import DatabaseError, Pool
+from backend.kit.tasks import ended, vital
 from schemas.event import Position, Recorded
 
 BATCH_EVERY_S: Final = 0.1
@@ -71,13 +72,11 @@ class TableTail:
         self.alarms: dict[str, str] = {}
 
     def start(self) -> None:
-        self._tasks = [asyncio.create_task(self._run(consumer)) for consumer in self._consumers]
+        self._tasks = [vital(self._run(one), f"consumer {one.name}") for one in self._consumers]
 
     async def stop(self) -> None:
         """Ends between batches: what was begun commits or rolls back."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await ended(*self._tasks)
 
     async def _run(self, consumer: Consumer) -> None:
         failures = 0

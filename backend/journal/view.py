@@ -17,6 +17,7 @@ from backend.journal.reader import head
 from backend.journal.wake import LogWatch
 from backend.kit.clock import Clock, Randomness
 from backend.kit.postgres import Connection, DatabaseError, Pool, fetch_all, fetch_one
+from backend.kit.tasks import ended, vital
 from schemas.event import Position, topic_of
 from schemas.ids import kind_of
 
@@ -134,12 +135,10 @@ class StateView:
         self._now_fresh()
 
     def start(self) -> None:
-        self._task = asyncio.create_task(self._run(), name="state-view")
+        self._task = vital(self._run(), "state view")
 
     async def stop(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await ended(self._task)
 
     async def _run(self) -> None:
         failures = 0

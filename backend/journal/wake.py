@@ -11,6 +11,7 @@ from typing import Final
 import structlog
 
 from backend.kit.postgres import Connection, DatabaseError, connect
+from backend.kit.tasks import ended, vital
 
 CHANNEL: Final = "suanpan_log"
 NOTIFY: Final = "SELECT pg_notify('suanpan_log', '')"
@@ -34,12 +35,10 @@ class LogWatch:
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
-        self._tasks = [asyncio.create_task(self._send()), asyncio.create_task(self._listen())]
+        self._tasks = [vital(self._send(), "notify"), vital(self._listen(), "listen")]
 
     async def stop(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await ended(*self._tasks)
 
     def announce(self) -> None:
         """The log has grown: wakes this process's readers now and the others' soon."""

@@ -4,7 +4,7 @@ rate.
 
 from __future__ import annotations
 
-from decimal import ROUND_HALF_UP, Decimal
+from decimal import Decimal
 from typing import Any, Final
 
 import msgspec
@@ -15,9 +15,9 @@ from backend.kit.postgres import Pool
 from backend.ledger.account import Account
 from backend.ledger.points import account_state
 from backend.ledger.statements import ALWAYS_US, usage_totals
-from schemas.money import POINTS_PER_CNY, UPT_PER_POINT
+from schemas.money import POINTS_PER_CNY, UPT_PER_POINT, format_points
 
-_SIX_PLACES: Final = Decimal("0.000001")
+_MILLION: Final = 1_000_000
 FOREVER_S: Final = 4_102_444_800
 """2100-01-01: points do not expire, and some clients insist on a date."""
 
@@ -25,11 +25,12 @@ FOREVER_S: Final = 4_102_444_800
 def usd(amount_upt: int, cny_per_usd: Decimal, factor: int = 1) -> msgspec.Raw:
     """Dollars (times `factor`: 100 for cents) of micro-points, as a JSON number of six decimals.
 
-    10 points are 1 CNY. These routes need numbers; no float is made on the way.
+    10 points are 1 CNY; the rate has six decimals at most. Integers all the way, rounded half up.
     """
-    value = Decimal(amount_upt * factor) / (UPT_PER_POINT * POINTS_PER_CNY) / cny_per_usd
-    text = f"{value.quantize(_SIX_PLACES, rounding=ROUND_HALF_UP):f}"
-    return msgspec.Raw((text.rstrip("0").rstrip(".") or "0").encode())
+    rate_millionths = int(cny_per_usd * _MILLION)
+    per_million = UPT_PER_POINT * POINTS_PER_CNY * rate_millionths
+    scaled = amount_upt * factor * _MILLION * _MILLION
+    return msgspec.Raw(format_points((2 * scaled + per_million) // (2 * per_million)).encode())
 
 
 class BillingDoor:

@@ -14,6 +14,7 @@ import structlog
 
 from backend.kit.clock import Clock
 from backend.kit.postgres import Connection, DatabaseError, Pool, fetch_all
+from backend.kit.tasks import ended, vital
 from schemas.ids import ChannelId, RequestId
 
 RENEW: Final = """
@@ -78,12 +79,10 @@ class LeaseKeeper:
         return len(self._tracked)
 
     def start(self) -> None:
-        self._task = asyncio.create_task(self._run())
+        self._task = vital(self._run(), "leases")
 
     async def stop(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await ended(self._task)
 
     def track(self, request_id: RequestId, progress: Callable[[], Progress]) -> None:
         due_s = self._clock.monotonic_s() + self._renew_every_s

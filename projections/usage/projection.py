@@ -78,6 +78,7 @@ ON CONFLICT (stream, hour, model, channel, key) DO UPDATE SET
     charged_upt = u.charged_upt + excluded.charged_upt,
     duration_ms = u.duration_ms + excluded.duration_ms
 """
+
 NAME: Final = "usage"
 TABLES: Final = ("usage", "usage_waiting")
 TOPICS: Final = (LEDGER,)

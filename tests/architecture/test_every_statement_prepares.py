@@ -9,6 +9,9 @@ from typing import Any, Final, NamedTuple
 import psycopg
 from psycopg.pq import ExecStatus
 
+from backend.kit.postgres import make_pool
+from projections.tables import ensure_tables
+
 from tests.architecture.sources import PRODUCT, docstring_nodes, sources
 
 STATEMENT: Final = re.compile(
@@ -52,11 +55,18 @@ def numbered(text: str) -> str:
     return PLACEHOLDER.sub(replace, text) if re.search(r"%(\(\w+\))?[sbt]", text) else text
 
 
-def test_every_statement_prepares_against_the_migrated_schema(database: Any) -> None:
+async def _with_read_tables(url: str) -> None:
+    async with make_pool(url, application="statements", size_max=1) as pool:
+        await ensure_tables(pool)
+
+
+async def test_every_statement_prepares_against_the_migrated_schema(database: Any) -> None:
+    await _with_read_tables(database.app_url)
     found = statements()
     assert len(found) > 20, "the statements are no longer where this test looks for them"
     refused: list[str] = []
     with psycopg.connect(database.app_url, autocommit=True) as connection:
+        connection.execute("SET search_path = read, public")
         for statement in found:
             if f"{statement.place.partition(':')[0]}::{_first_words(statement)}" in NEEDS_MORE:
                 continue

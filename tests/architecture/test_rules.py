@@ -18,6 +18,12 @@ from tests.architecture.sources import (
 )
 
 LAST_RESORTS: Final[dict[str, str]] = {
+    "backend/http/relay/chat.py::ChatFront.__call__": (
+        "whatever went wrong, a client gets an answer in its dialect and the log gets the trace"
+    ),
+    "backend/journal/kafka_transport.py::_Feed.handle": (
+        "a consumer that fails halts and alarms; the client library would swallow the error"
+    ),
     "backend/journal/lane.py::Round.decide": (
         "a programmer's error in one decision fails that command, not the writer all accounts share"
     ),

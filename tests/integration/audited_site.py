@@ -53,6 +53,9 @@ from tests.integration.log_writing import until
 
 CALLED = "called"
 """A model priced per call; `MODEL` is priced per token."""
+HELD_BACK = """
+SELECT count(*) FROM event_log WHERE xid >= pg_snapshot_xmin(pg_current_snapshot())
+"""
 CAUGHT_UP = """
 SELECT count(*) FROM streams s
 LEFT JOIN consumer_streams c ON c.stream = s.stream AND c.consumer = %(consumer)s
@@ -170,7 +173,7 @@ async def open_site(url: str) -> AsyncGenerator[Site]:
 
 
 async def make_history(url: str) -> None:
-    """Every kind of event of the ledger; account:1 ends at version 12, account:2 at 7."""
+    """Every kind of event of the ledger; account:1 ends at version 12, account:2 at 8."""
     async with open_site(url) as site:
         await site.catalogue()
         await site.person(1, 100)
@@ -229,7 +232,19 @@ async def project(url: str) -> None:
             await watch.stop()
 
 
+async def readable(url: str) -> None:
+    """Waits until readers may see every row: other databases' transactions hold them back too."""
+    async with await connect(url, application="test") as connection:
+
+        async def all_below() -> bool:
+            row = await fetch_one(connection, HELD_BACK)
+            return row == (0,)
+
+        await until(all_below, what="every row is readable")
+
+
 async def audited(url: str, data_dir: Path | None = None, **more: Any) -> AuditReport:
+    await readable(url)
     return await run_audit(AuditAsked(url, data_dir, **more), ALL_FOLDS)
 
 

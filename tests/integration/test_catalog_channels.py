@@ -162,6 +162,7 @@ async def test_an_empty_site_opens_once_with_a_key_that_works(
         assert one.channels.models() == (DEMO_MODEL,)
         assert len(await one.catalog.list_channels()) == 1
         assert len(one.keys) == 1
+        assert one.keys.find((tmp_path / "data" / TRIAL_FILE).read_text().strip()) is not None
         assert await one.identity.find("trial") is not None
         assert not await one.opening.open_empty_site(tmp_path / "data")
 

@@ -1,4 +1,4 @@
-"""What is read of the tables: pages, totals, how far behind they are, and whether they are fresh."""
+"""What is read of the tables: pages, totals, how far behind they are, and how fresh."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -121,7 +121,7 @@ class Traffic:
 
 
 @asynccontextmanager
-async def traffic(url: str, pool: Pool) -> AsyncIterator[Traffic]:
+async def traffic(url: str, pool: Pool) -> AsyncGenerator[Traffic]:
     """A writer under load and the live consumers behind it; both have caught up at the end."""
     watch = LogWatch(url)
     made = Traffic(url, watch)

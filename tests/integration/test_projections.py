@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
+import msgspec
 import pytest
 
 from backend.journal.consumer import Arrived, PoisonEvent, consume, place_in_table
@@ -15,7 +16,6 @@ from backend.ledger.statements import find_balance
 from projections.declared import PROJECTIONS, live_consumers
 from projections.tables import ensure_tables
 from projections.target import Schema
-from schemas.event import Recorded
 from schemas.ledger import ReleaseReason
 from tests.integration.projection_ground import (
     Wrapped,
@@ -226,13 +226,8 @@ async def test_tables_of_another_shape_start_over(pool: Pool) -> None:
 async def test_events_of_other_streams_and_topics_are_passed_over(pool: Pool) -> None:
     history = History()
     stream = history.open(1)
-    other = Recorded(
-        **{
-            **{f: getattr(history.rows[0], f) for f in history.rows[0].__struct_fields__},
-            "stream": "channel:1",
-            "topic": "suanpan.catalog",
-            "seq": 99,
-        }
+    other = msgspec.structs.replace(
+        history.rows[0], stream="channel:1", topic="suanpan.catalog", seq=99
     )
     await feed(pool, [*history.rows, other])
     assert await query(pool, "SELECT stream FROM read.balance") == [(stream,)]

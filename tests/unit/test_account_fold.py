@@ -90,9 +90,9 @@ def test_late_usage_and_shortfalls_are_counted_apart() -> None:
 
 
 def test_a_correction_may_go_down_to_zero_and_no_further() -> None:
-    assert with_upt(10, PointsCorrected(MicroPoints(-10), "cli", UUID(int=1))).available_upt == 0
+    assert with_upt(10, PointsCorrected(MicroPoints(-10), UUID(int=1), "cli")).available_upt == 0
     with pytest.raises(ImpossibleHistory, match="I2"):
-        with_upt(10, PointsCorrected(MicroPoints(-11), "cli", UUID(int=1)))
+        with_upt(10, PointsCorrected(MicroPoints(-11), UUID(int=1), "cli"))
 
 
 def test_refusals_are_counted_by_the_hour() -> None:

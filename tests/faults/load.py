@@ -1,0 +1,176 @@
+"""Callers that keep a site busy: a plain HTTP client that believes only what it is told."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Sequence
+from enum import StrEnum
+from random import Random
+from types import TracebackType
+
+import httpx
+
+from tests.faults.site import Account, streamed_call, whole_call
+
+CALL_TIMEOUT_S = 40.0
+
+
+class Ending(StrEnum):
+    OPEN = "open"
+    ANSWERED = "answered"
+    """A whole body, or a stream with its `[DONE]`."""
+    REFUSED = "refused"
+    """A status of 4xx or 5xx."""
+    ERROR_FRAME = "error frame"
+    BROKEN = "broken"
+    """The connection went away, or was never made."""
+
+
+class Call:
+    """One call as its client saw it."""
+
+    def __init__(self, account: Account, model: str, *, streamed: bool) -> None:
+        self.account = account
+        self.model = model
+        self.streamed = streamed
+        self.ending = Ending.OPEN
+        self.status = 0
+        self.request_id = ""
+        self.points = ""
+        """What the client was told it cost."""
+        self.code = ""
+        """The error's code, where one came."""
+        self.trouble = ""
+
+    def __repr__(self) -> str:
+        kind = "streamed" if self.streamed else "whole"
+        what = f"{self.ending.value} {self.status} {self.code} {self.trouble}"
+        return f"Call({self.model} {kind}: {what} {self.request_id})"
+
+    async def make(self, client: httpx.AsyncClient, url: str) -> None:
+        body = streamed_call(self.model) if self.streamed else whole_call(self.model)
+        headers = {"authorization": f"Bearer {self.account.key}"}
+        address = f"{url}/v1/chat/completions"
+        try:
+            async with client.stream("POST", address, json=body, headers=headers) as answer:
+                self.status = answer.status_code
+                self.request_id = answer.headers.get("x-request-id", "")
+                await self._read(answer)
+        except httpx.HTTPError as error:
+            self.ending = Ending.BROKEN
+            self.trouble = type(error).__name__
+
+    async def _read(self, answer: httpx.Response) -> None:
+        if answer.status_code != 200:
+            body = json.loads(await answer.aread())
+            self.code = str(body["error"]["code"])
+            self.ending = Ending.REFUSED
+        elif self.streamed:
+            await self._read_stream(answer)
+        else:
+            json.loads(await answer.aread())
+            self.points = answer.headers["x-suanpan-points"]
+            self.ending = Ending.ANSWERED
+
+    async def _read_stream(self, answer: httpx.Response) -> None:
+        ending, self.trouble = Ending.BROKEN, "ended without [DONE]"
+        async for line in answer.aiter_lines():
+            if line.startswith(": suanpan-points "):
+                self.points = line.rpartition(" ")[2]
+            elif line == "data: [DONE]":
+                ending, self.trouble = Ending.ANSWERED, ""
+            elif line.startswith('data: {"error"'):
+                ending, self.trouble = Ending.ERROR_FRAME, ""
+                self.code = str(json.loads(line[6:])["error"]["code"])
+        self.ending = ending
+
+
+class Load:
+    """`width` callers, each making one call after another until told to stop."""
+
+    def __init__(
+        self,
+        url: str,
+        accounts: Sequence[Account],
+        models: Sequence[str],
+        chance: Random,
+        width: int,
+        pause_s: float = 0.0,
+    ) -> None:
+        self.calls: list[Call] = []
+        self.in_flight: set[Call] = set()
+        self.up = asyncio.Event()
+        self.up.set()
+        self.on_start: Callable[[], None] = _nothing
+        self._url = url
+        self._accounts = accounts
+        self._models = models
+        self._chance = chance
+        self._width = width
+        self._pause_s = pause_s
+        self._stopping = False
+        self._tasks: list[asyncio.Task[None]] = []
+        self._client = httpx.AsyncClient(
+            trust_env=False,
+            timeout=CALL_TIMEOUT_S,
+            limits=httpx.Limits(max_connections=width * 2),
+        )
+
+    async def __aenter__(self) -> Load:
+        self._tasks = [asyncio.create_task(self._caller()) for _ in range(self._width)]
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Lets the calls under way end."""
+        self._stopping = True
+        self.up.set()
+        if error is not None:
+            for task in self._tasks:
+                task.cancel()
+        ended = await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._client.aclose()
+        if error is None:
+            for one in ended:
+                if isinstance(one, BaseException):
+                    raise one
+
+    def ended(self, ending: Ending) -> list[Call]:
+        return [call for call in self.calls if call.ending is ending]
+
+    async def until_answered(self, count: int, timeout_s: float = 30) -> None:
+        """Waits for so many more answers."""
+        wanted = len(self.ended(Ending.ANSWERED)) + count
+        async with asyncio.timeout(timeout_s):
+            while len(self.ended(Ending.ANSWERED)) < wanted:
+                await asyncio.sleep(0.02)
+
+    async def _caller(self) -> None:
+        while not self._stopping:
+            await self.up.wait()
+            if self._stopping:
+                return
+            call = Call(
+                self._chance.choice(self._accounts),
+                self._chance.choice(self._models),
+                streamed=self._chance.random() < 0.6,
+            )
+            self.calls.append(call)
+            self.in_flight.add(call)
+            self.on_start()
+            try:
+                await call.make(self._client, self._url)
+            finally:
+                self.in_flight.discard(call)
+            if call.ending in (Ending.BROKEN, Ending.REFUSED) or self._pause_s:
+                # Refused again and again, a caller must not keep everybody else from running.
+                await asyncio.sleep(max(self._pause_s, 0.02))
+
+
+def _nothing() -> None:
+    """For whoever does not want to know."""
