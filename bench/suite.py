@@ -81,17 +81,20 @@ async def _on_one_site(
 
 async def _kafka_rows(options: Options, upstream: tuple[int, int]) -> list[Row]:
     """Calls on a site whose log is carried by a real broker."""
-    rows: list[Row] = []
     try:
         async with _broker() as broker:
-            with bench_folder() as folder:
-                bootstrap = broker.bootstrap
-                async with opened_site(folder, options.accounts, upstream, bootstrap) as site:
-                    for deployment in (with_kafka(ONE_API), with_kafka(FOUR_API)):
-                        async with roles_of(site, deployment.roles) as roles:
-                            rows += await calls_rows(site, deployment, roles, options, broker.pid)
+            return await _rows_with(broker, options, upstream)
     except KafkaProblem as problem:
-        rows.append(Row("calls, Kafka", skipped=str(problem)))
+        return [Row("calls, Kafka", skipped=str(problem))]
+
+
+async def _rows_with(broker: Broker, options: Options, upstream: tuple[int, int]) -> list[Row]:
+    rows: list[Row] = []
+    with bench_folder() as folder:
+        async with opened_site(folder, options.accounts, upstream, broker.bootstrap) as site:
+            for deployment in (with_kafka(ONE_API), with_kafka(FOUR_API)):
+                async with roles_of(site, deployment.roles) as roles:
+                    rows += await calls_rows(site, deployment, roles, options, broker.pid)
     return rows
 
 

@@ -82,7 +82,8 @@ class StreamsComparison:
         self._folds: Final = folds
         self._site: Final = site
         self._position: Final = position
-        self._by_hash: dict[bytes, str] | None = None
+        self._by_hash: dict[bytes, Line] | None = None
+        self._renamed: Final[set[str]] = set()
         self.faults: Final[list[Fault]] = []
         self.streams = 0
 
@@ -110,7 +111,7 @@ class StreamsComparison:
             if len(rows) < PAGE_STREAMS:
                 break
             after = rows[-1].stream
-        for stream in sorted(self._verifier.lines.keys() - seen):
+        for stream in sorted(self._verifier.lines.keys() - seen - self._renamed):
             line = self._verifier.lines[stream]
             if line.version > 0:
                 self._differs(stream, line.version, "the stream has no row in `streams`")
@@ -129,6 +130,8 @@ class StreamsComparison:
     def _compare_heads(self, row: StreamRow, line: Line) -> None:
         if row.hash != line.hash:
             self._differs(row.stream, row.version, "`streams` has another hash for this event")
+        elif line.epoch > self._site.epoch:
+            self._differs(row.stream, row.version, f"the site never had an epoch {line.epoch}")
         elif row.last_xid != line.xid and line.epoch == self._site.epoch:
             # A restore renumbers what it finds, so only the present epoch can be compared.
             what = f"`streams` says transaction {row.last_xid}, its row {line.xid}"
@@ -170,8 +173,11 @@ class StreamsComparison:
         elif row.hash == line.hash:
             what = f"`streams` says version {row.version}, the log ends here"
             self._differs(row.stream, line.version, what)
-        elif (other := self._owner_of(row.hash)) is not None:
-            self._differs(row.stream, line.version or 1, f"`streams` has the head of {other} here")
+        elif (owner := self._owner_of(row.hash)) is not None and line.version > 0:
+            self._differs(row.stream, line.version, f"`streams` has the head of {owner.stream} here")
+        elif owner is not None:
+            self._renamed.add(owner.stream)
+            self._differs(owner.stream, owner.version, f"`streams` calls it {row.stream}")
         else:
             what = f"no such row; `streams` goes on to version {row.version}"
             self._differs(row.stream, missing, what, FaultKind.MISSING)
@@ -188,9 +194,10 @@ class StreamsComparison:
             what = f"`streams` says version {row.version}, and not with the hash of that event"
             self._differs(row.stream, line.version, what)
 
-    def _owner_of(self, head_hash: bytes) -> str | None:
+    def _owner_of(self, head_hash: bytes) -> Line | None:
+        """The stream whose head this is."""
         if self._by_hash is None:
-            self._by_hash = {line.hash: line.stream for line in self._verifier.lines.values()}
+            self._by_hash = {line.hash: line for line in self._verifier.lines.values()}
         return self._by_hash.get(head_hash)
 
     def _differs(

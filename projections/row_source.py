@@ -67,8 +67,11 @@ class TableRows:
         found = await fetch_all(self._connection, AT_POSITION, arguments)
         if len(found) == 1:
             return []
-        seen = [row for row in page if row.position == at]
-        return [row for values in found if (row := Recorded(*values)) not in seen]
+        rows = [Recorded(*values) for values in found]
+        for row in page:
+            if row.position == at and row in rows:
+                rows.remove(row)
+        return rows
 
 
 class KafkaRows:

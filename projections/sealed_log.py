@@ -62,6 +62,11 @@ class SealedLog:
         self._next: Seal | None = None
         self._advance()
 
+    @property
+    def waits(self) -> bool:
+        """Whether a seal covers more than has been fed."""
+        return self._next is not None
+
     def feed(self, rows: Sequence[Recorded]) -> None:
         for row in rows:
             if self._next is None:

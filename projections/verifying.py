@@ -196,7 +196,11 @@ class Verifier:
 
     def claim(self, row_hash: bytes) -> Recorded | None:
         """A row that fitted nowhere and carries this hash: where it belongs is known now."""
-        return self._homeless.pop(row_hash, None)
+        lost = self._homeless.pop(row_hash, None)
+        if lost is not None and lost.stream in self.lines:
+            # Whoever reads that stream from the table meets a row that is not its own.
+            self.lines[lost.stream].intact = False
+        return lost
 
     def add(self, fault: Fault) -> None:
         """Notes a fault; from then on the stream's state is no proof of anything."""

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Iterable, Sequence
 from hashlib import sha256
 from typing import Any, Final
@@ -46,6 +47,9 @@ SELECT 1, pg_current_xact_id(), event_id, command_id, topic, shard, stream, vers
 FROM json_to_recordset(%(rows)s::json) AS i(event_id uuid, command_id uuid, topic text,
     shard smallint, stream text, version bigint, type text, schema smallint, at timestamptz,
     payload text, prev_hash text, hash text)
+"""
+ALL_VISIBLE: Final = """
+SELECT coalesce(max(xid) < pg_snapshot_xmin(pg_current_snapshot()), true) FROM event_log
 """
 
 
@@ -261,6 +265,18 @@ def insert_log(url: str, rows: Iterable[Recorded], rows_per_transaction: int = 5
         for first in range(0, len(given), rows_per_transaction):
             chunk = [_as_given(row) for row in given[first : first + rows_per_transaction]]
             connection.execute(INSERT, {"rows": encoder.encode(chunk).decode()})
+        _until_readers_see_it(connection)
+
+
+def _until_readers_see_it(connection: psycopg.Connection[Any], timeout_s: float = 60.0) -> None:
+    """Other databases of the same server may run transactions that are older than our rows."""
+    deadline_s = time.monotonic() + timeout_s
+    while True:
+        row = connection.execute(ALL_VISIBLE).fetchone()
+        if row is not None and row[0]:
+            return
+        assert time.monotonic() < deadline_s, "a long transaction keeps the log from its readers"
+        time.sleep(0.01)
 
 
 def _as_given(row: Recorded) -> dict[str, Any]:

@@ -10,13 +10,14 @@ import json
 import os
 import signal
 import sys
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import msgspec
+import psutil
 import psycopg
 from prometheus_client import CollectorRegistry
 
@@ -41,7 +42,7 @@ from schemas.money import parse_points
 from schemas.prices import PerToken, Price
 from schemas.registry import decode
 from tests.conftest import Database, Server
-from tests.integration.identity_site import SECRET_TEXT
+from tests.integration.identity_site import SECRET_TEXT, until
 
 ROOT = Path(__file__).resolve().parents[1]
 REDIS_ELSEWHERE = "redis://127.0.0.1:1/0"
@@ -95,18 +96,18 @@ class Reply(msgspec.Struct, frozen=True):
 
 
 class Streamed:
-    """A streamed answer being read, frame by frame."""
+    """A streamed answer being read, frame by frame. Its head is waited for where it is needed."""
 
-    def __init__(self, response: aiohttp.ClientResponse) -> None:
-        self._response = response
-        self.status = response.status
-        self.headers = {name.lower(): value for name, value in response.headers.items()}
-        self.request_id = self.headers.get("x-request-id", "")
+    def __init__(self, opening: Awaitable[aiohttp.ClientResponse]) -> None:
+        self._opening = asyncio.ensure_future(opening)
+
+    async def opened(self) -> aiohttp.ClientResponse:
+        return await self._opening
 
     async def frame(self) -> bytes:
-        """The next frame with its blank line; empty at a proper end."""
+        """The next frame with its blank line; what is left of one at the end."""
         try:
-            return await self._response.content.readuntil(b"\n\n")
+            return await (await self._opening).content.readuntil(b"\n\n")
         except asyncio.IncompleteReadError as error:
             return error.partial
 
@@ -115,11 +116,15 @@ class Streamed:
 
     async def rest(self) -> bytes:
         """Everything to the end. Raises aiohttp.ClientPayloadError where the end is improper."""
-        return await self._response.content.read()
+        return await (await self._opening).content.read()
 
     def drop(self) -> None:
         """Hang up, as a closed tab does."""
-        self._response.close()
+        if self._opening.done() and not self._opening.cancelled():
+            if self._opening.exception() is None:
+                self._opening.result().close()
+        else:
+            self._opening.cancel()
 
 
 class RunningSite:
@@ -145,9 +150,7 @@ class RunningSite:
         self._names += 1
         person = (await self.base.opening.open_person(f"person-{self._names}", None)).person
         if points is not None:
-            await self._grants.grant(
-                GrantAsked(person, parse_points(points), "test"), actor="cli"
-            )
+            await self._grants.grant(GrantAsked(person, parse_points(points), "test"), actor="cli")
         new = await self.base.identity.create_key(person, KeyAsked("test", **key))
         await self.refresh()
         return Customer(person, account_stream(person), new.text, new.key)
@@ -176,17 +179,16 @@ class RunningSite:
             ChannelSettings(f"channel-{self._names}", "openai", base_url, models, **settings),
             secret,
         )
-        for model in models if price is not None else ():
-            await self.base.catalog.set_price(model, price)
+        if price is not None:
+            for model in models:
+                await self.base.catalog.set_price(model, price)
         await self.refresh()
         return added.channel
 
     async def refresh(self) -> None:
         await self.relay.view.refresh()
 
-    async def ask(
-        self, key: str, body: dict[str, Any] | bytes, **headers: str
-    ) -> Reply:
+    async def ask(self, key: str, body: dict[str, Any] | bytes, **headers: str) -> Reply:
         """POST /v1/chat/completions; header names with `_` for `-`."""
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         more = {name.replace("_", "-"): value for name, value in headers.items()}
@@ -208,17 +210,19 @@ class RunningSite:
     async def stream(
         self, key: str, body: dict[str, Any], **headers: str
     ) -> AsyncGenerator[Streamed]:
-        """A streamed call whose head has come; the connection ends with the block."""
+        """A streamed call under way; the connection ends with the block."""
         more = {name.replace("_", "-"): value for name, value in headers.items()}
-        response = await self._session.post(
-            self.url + "/v1/chat/completions",
-            headers={**bearer(key), **more},
-            data=json.dumps({**body, "stream": True}).encode(),
+        answer = Streamed(
+            self._session.post(
+                self.url + "/v1/chat/completions",
+                headers={**bearer(key), **more},
+                data=json.dumps({**body, "stream": True}).encode(),
+            )
         )
         try:
-            yield Streamed(response)
+            yield answer
         finally:
-            response.close()
+            answer.drop()
 
     async def account(self, customer: Customer) -> Account:
         """The account's state, as decisions see it."""
@@ -243,9 +247,21 @@ class RunningSite:
 
     async def idle(self) -> None:
         """Returns once no call is under way in this process."""
-        async with asyncio.timeout(TIMEOUT_S):
-            while len(self.relay.front.calls):
-                await asyncio.sleep(0.01)
+        await until(lambda: len(self.relay.front.calls) == 0)
+
+    async def noticed(self) -> None:
+        """Returns once the server has closed its end of every connection that was hung up."""
+        port = int(self.url.rpartition(":")[2])
+        own = psutil.Process()
+        await until(
+            lambda: (
+                not any(
+                    open_.laddr.port == port and open_.status != psutil.CONN_LISTEN
+                    for open_ in own.net_connections("tcp")
+                )
+            )
+        )
+        await asyncio.sleep(0)
 
 
 def outcomes(events: Iterable[LedgerEvent]) -> list[HoldSettled | HoldReleased]:
@@ -262,9 +278,7 @@ def balances(events: Iterable[LedgerEvent]) -> list[tuple[int, int, int]]:
 
 
 @asynccontextmanager
-async def shared_site(
-    server: Server, folder: Path, **settings: Any
-) -> AsyncGenerator[RunningSite]:
+async def shared_site(server: Server, folder: Path, **settings: Any) -> AsyncGenerator[RunningSite]:
     """A site on a database of its own for all tests of a module: each takes its own model."""
     database = server.fresh()
     try:
@@ -341,8 +355,7 @@ async def role_process(
     role: str, database: Database, folder: Path, **environment: str
 ) -> AsyncGenerator[RoleProcess]:
     """Starts a role and waits until its health answers; killed at the end if it still runs."""
-    folder.mkdir(parents=True, exist_ok=True)
-    log = folder / "stderr"
+    log = _log_in(folder)
     variables = {
         "PATH": os.environ["PATH"],
         "PYTHONPATH": str(ROOT),
@@ -358,27 +371,40 @@ async def role_process(
     }
     with log.open("wb") as stderr:
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-c", _ROLE, role,
-            stdout=asyncio.subprocess.PIPE, stderr=stderr, env=variables, cwd=folder,
+            sys.executable,
+            "-c",
+            _ROLE,
+            role,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=stderr,
+            env=variables,
+            cwd=folder,
         )
     try:
         async with asyncio.timeout(TIMEOUT_S * 3):
-            url = await _address_said(process, log)
+            url = await _address_said(process)
+            running = RoleProcess(process, url, log)
+            assert url, f"the role ended without an address: {running.log[-2000:]}"
             await _answers(url)
-        yield RoleProcess(process, url, log)
+        yield running
     finally:
         if process.returncode is None:
             process.kill()
             await process.wait()
 
 
-async def _address_said(process: asyncio.subprocess.Process, log: Path) -> str:
+def _log_in(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / "stderr"
+
+
+async def _address_said(process: asyncio.subprocess.Process) -> str:
     assert process.stdout is not None
     while line := (await process.stdout.readline()).decode():
         at = line.find("http://127.0.0.1:")
         if at >= 0:
             return line[at:].strip()
-    raise AssertionError(f"the role ended without an address: {log.read_text('utf-8')[-2000:]}")
+    return ""
 
 
 async def _answers(url: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from typing import Final
 
@@ -14,7 +15,8 @@ from backend.app.lags import LagWatch
 from backend.http.metrics import gauge, gauge_per_consumer
 from backend.journal.tail import TableTail
 from backend.kit.postgres import Pool, make_pool
-from projections.declared import live_consumers
+from projections.declared import find_projection, live_consumers
+from projections.rebuild import RebuildRunning, places_in_kafka, rebuild
 from projections.tables import ensure_tables
 
 PROJECTOR_POOL_MAX: Final = 6
@@ -42,6 +44,7 @@ async def add_projector(
         health.add("projections", lambda: "from the table")
         health.add_alarms("projection", lambda: tail.alarms)
     else:
+        await _refill(base, pool, over)
         await _add_kafka(base, health, pool, bootstrap, stack)
     lags = LagWatch(pool, consumers)
     lags.start()
@@ -52,6 +55,19 @@ async def add_projector(
     gauge_per_consumer(
         registry, "suanpan_parked_streams", "Streams set aside", names, lags.parked_of
     )
+
+
+async def _refill(base: Foundation, pool: Pool, names: Sequence[str]) -> None:
+    """Fills tables that start over: their consumer groups have moved past the events they lack."""
+    for name in names:
+        projection = find_projection(name)
+        places = places_in_kafka(projection.topics)
+        try:
+            done = await rebuild(pool, projection, places, base.clock, lambda _: None)
+        except RebuildRunning:
+            _log.info("another process rebuilds it", projection=name)
+        else:
+            _log.info("projection refilled", projection=name, events=done.events)
 
 
 async def _add_kafka(

@@ -34,14 +34,17 @@ def audit(context: click.Context, as_json: bool) -> None:
     """Check every chain, state, table and sum of the site; exit 1 where one is wrong."""
 
     async def work(site: Site) -> AuditReport:
-        from projections.audit.run import audit_site
+        from projections.audit.run import AuditAsked, run_audit
 
+        asked = AuditAsked(
+            site.database.url, site.settings.data_dir, site.settings.kafka.bootstrap_servers
+        )
         with progress_bar("audit") as advance:
-            return await audit_site(
-                site.database.url,
-                ALL_FOLDS,
-                progress=lambda phase, done, total: advance(done, total),
-            )
+
+            def progress(phase: str, done: int, total: int) -> None:
+                advance(done, total)
+
+            return await run_audit(asked, ALL_FOLDS, progress=progress, note=_say)
 
     report = with_site(work)
     rows = [
@@ -107,8 +110,10 @@ def rebuild(name: str, as_json: bool) -> None:
     async def work(site: Site) -> Rebuilt:
         from projections.rebuild import places_in_kafka, places_in_table
         from projections.rebuild import rebuild as rebuild_projection
+        from projections.tables import ensure_tables
 
         wanted = find_projection(name)
+        await ensure_tables(site.pool, (wanted,))
         by_kafka = await reads_kafka(site, name)
         places = places_in_kafka(wanted.topics) if by_kafka else places_in_table()
         with progress_bar(f"rebuild {name}") as advance:
@@ -187,6 +192,10 @@ def recover(as_json: bool) -> None:
     done = with_site(work)
     words = f"{done.events} events of {done.streams} streams were imported (epoch {done.epoch})."
     answer(as_json, done, words)
+
+
+def _say(text: str) -> None:
+    click.echo(f"suanpan: {text}", err=True)
 
 
 async def _parked(site: Site) -> list[Parked]:

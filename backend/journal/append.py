@@ -6,13 +6,14 @@ Streams that one command ties together form a unit; a unit lands whole or not at
 from __future__ import annotations
 
 from base64 import b64encode
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
 
 import msgspec
 
-from backend.kit.postgres import Connection
+from backend.kit.postgres import Connection, fetch_all
 
 APPEND: Final = """
 WITH stream_in AS MATERIALIZED (
@@ -95,6 +96,10 @@ SELECT (SELECT read_only_reason FROM site),
     coalesce((SELECT json_agg(json_build_array(
         command_id, encode(body_hash, 'hex'), stream, version)) FROM taken), '[]'),
     (SELECT count(*) FROM half)
+"""
+
+TAKEN: Final = """
+SELECT command_id, body_hash, stream, version FROM commands WHERE command_id = ANY(%(ids)s)
 """
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -201,6 +206,15 @@ async def append(connection: Connection, given: AppendInput) -> AppendResult:
             Taken(UUID(command), bytes.fromhex(body), stream, version)
             for command, body, stream, version in taken
         ),
+    )
+
+
+async def find_taken(connection: Connection, command_ids: Sequence[UUID]) -> tuple[Taken, ...]:
+    """Which of these ids the log has, as committed now."""
+    rows = await fetch_all(connection, TAKEN, {"ids": list(command_ids)})
+    return tuple(
+        Taken(command_id, bytes(body_hash), stream, version)
+        for command_id, body_hash, stream, version in rows
     )
 
 

@@ -116,6 +116,13 @@ class Batch:
         """Size of the encoded state, once laid out."""
         return self._state_bytes.get(stream, 0)
 
+    def event_ids(self) -> dict[UUID, set[UUID]]:
+        """The ids that an append gives to the events of each accepted command."""
+        found: dict[UUID, set[UUID]] = {}
+        for draft in self._drafts:
+            found.setdefault(draft.command_id, set()).add(draft.event_id)
+        return found
+
     def touched(self) -> list[str]:
         """Every stream that the append names."""
         return list(self._unit_of)

@@ -13,7 +13,7 @@ from uuid import UUID
 
 import structlog
 
-from backend.journal.append import AppendResult, Taken, append
+from backend.journal.append import AppendResult, Taken, append, find_taken
 from backend.journal.batch import Batch, Head
 from backend.journal.commands import (
     AlreadyDone,
@@ -27,12 +27,13 @@ from backend.journal.commands import (
 from backend.journal.fold import Folds
 from backend.journal.heads import HeadCache, load_heads
 from backend.journal.reader import find_command, site_of
-from backend.kit.postgres import Connection, ConnectionLost, DatabaseError, connect
+from backend.kit.postgres import Connection, ConnectionLost, DatabaseError, RolledBack, connect
 from backend.kit.tasks import vital
 from schemas.errors import Unavailable
 from schemas.registry import decode
 
 APPEND_TIMEOUT_S: Final = 8.0
+ALONE_ATTEMPTS_MAX: Final = 3
 RECONNECT_S: Final = (0.05, 0.1, 0.2, 0.5, 1.0)
 PLAN_ONCE: Final = "SET plan_cache_mode = force_generic_plan"
 BY_INDEX: Final = "SET enable_seqscan = off"
@@ -43,15 +44,15 @@ _log = structlog.get_logger("journal.lane")
 class Pending:
     """A command on its way, with what earlier attempts have shown."""
 
-    __slots__ = ("attempts", "command", "future", "needs_read", "sent_blindly")
+    __slots__ = ("attempts", "command", "future", "needs_read", "sent_events")
 
     def __init__(self, command: Command, future: asyncio.Future[Outcome]) -> None:
         self.command = command
         self.future = future
         self.attempts = 0
         self.needs_read = False
-        self.sent_blindly = False
-        """An append was sent whose fate is unknown: finding the command done means we did it."""
+        self.sent_events: set[UUID] = set()
+        """Of appends whose fate is unknown: finding one of these in the log means we did it."""
 
     def resolve(self, outcome: Outcome) -> None:
         if not self.future.done():
@@ -94,6 +95,12 @@ class Round:
             self.refused.append((pending, decision.reason))
         else:
             self.accepted.append((pending, tuple(event for _, event in decision.events)))
+
+    def fate_is_unknown(self) -> None:
+        """The append was sent and no answer came: it may have landed."""
+        sent = self.batch.event_ids()
+        for pending, _ in self.accepted:
+            pending.sent_events |= sent[pending.command.command_id]
 
     def confirmed(self, command: Command, result: AppendResult) -> bool:
         """Whether every stream the command saw was current: just read and untouched, or landed."""
@@ -156,7 +163,8 @@ class Lane:
 
     async def _commit(self, pendings: list[Pending]) -> bool:
         """One round; False when Postgres did not answer and the commands are queued again."""
-        sent = False
+        pendings = self._without_twins(pendings)
+        sent: Round | None = None
         try:
             async with asyncio.timeout(APPEND_TIMEOUT_S):
                 connection = await self._connected()
@@ -164,20 +172,41 @@ class Lane:
                 result = AppendResult(None, frozenset(), ())
                 if round_.accepted:
                     given = round_.batch.laid_out()
-                    sent = True
+                    sent = round_
                     result = await append(connection, given)
                 await self._resolve(connection, round_, result)
+        except RolledBack as error:
+            _log.info("append rolled back", error=type(error).__name__, commands=len(pendings))
+            self._once_more(pendings, None)
         except (ConnectionLost, TimeoutError, OSError) as error:
             _log.warning("append not answered", error=type(error).__name__, commands=len(pendings))
             await self._disconnect()
-            self._forget(pendings)
-            for pending in pendings:
-                pending.sent_blindly = pending.sent_blindly or sent
-            self._source.again([p for p in pendings if not p.future.done()])
+            self._once_more(pendings, sent)
             return False
         except DatabaseError as error:
             self._batch_failed(pendings, error)
+        except Exception as error:  # noqa: BLE001 - last resort: one unreadable stream must not stop the writer
+            _log.error("batch failed", commands=len(pendings), exc_info=True)
+            if sent is not None:
+                sent.fate_is_unknown()
+            self._batch_failed(pendings, error)
         return True
+
+    def _without_twins(self, pendings: list[Pending]) -> list[Pending]:
+        """The first of each command id; a twin waits until that one's fate is known."""
+        first: dict[UUID, Pending] = {}
+        for pending in pendings:
+            first.setdefault(pending.command.command_id, pending)
+        if len(first) < len(pendings):
+            self._source.again([p for p in pendings if first[p.command.command_id] is not p])
+        return list(first.values())
+
+    def _once_more(self, pendings: list[Pending], sent: Round | None) -> None:
+        """Queues again what has no answer, to be decided on state read for it."""
+        if sent is not None:
+            sent.fate_is_unknown()
+        self._forget(pendings)
+        self._source.again([pending for pending in pendings if not pending.future.done()])
 
     async def _decided(self, connection: Connection, pendings: list[Pending]) -> Round:
         for pending in pendings:
@@ -210,14 +239,14 @@ class Lane:
             for pending, _ in round_.accepted:
                 pending.fail(Unavailable(sentence, retry_after_s=60))
         self._remember(round_, result)
-        taken = {entry.command_id: entry for entry in result.taken}
+        known = {entry.command_id: entry for entry in result.taken}
         again: list[Pending] = []
+        taken: list[Pending] = []
         landed = 0
         for pending, events in round_.accepted:
             command = pending.command
-            entry = taken.get(command.command_id)
-            if entry is not None:
-                await self._resolve_taken(connection, pending, entry)
+            if command.command_id in known:
+                taken.append(pending)
             elif round_.batch.unit_of(command.streams[0]) in result.landed:
                 heads = [(s, round_.batch.head_of(s)) for s in command.streams]
                 versions = tuple((stream, head.version) for stream, head in heads)
@@ -227,45 +256,72 @@ class Lane:
                 pending.resolve(Refused(LostRace()))
             else:
                 again.append(pending)
-        for pending, reason in round_.refused:
-            if round_.confirmed(pending.command, result):
-                pending.resolve(Refused(reason))
-            else:
-                again.append(pending)
-        if again:
-            self._source.again([p for p in again if not p.future.done()])
         if landed:
             self._source.landed(landed)
+        again.extend(await self._resolve_refused(connection, round_, result))
+        for pending in taken:
+            await self._resolve_taken(connection, pending, known[pending.command.command_id])
+        if again:
+            self._source.again([p for p in again if not p.future.done()])
+
+    async def _resolve_refused(
+        self, connection: Connection, round_: Round, result: AppendResult
+    ) -> list[Pending]:
+        """Answers refusals; returns those that rest on state nobody confirmed.
+
+        A command that landed before is often refused when it is decided again, so the log is asked
+        first.
+        """
+        confirmed: list[tuple[Pending, object]] = []
+        again: list[Pending] = []
+        for pending, reason in round_.refused:
+            if round_.confirmed(pending.command, result):
+                confirmed.append((pending, reason))
+            else:
+                again.append(pending)
+        if confirmed:
+            ids = [pending.command.command_id for pending, _ in confirmed]
+            known = {entry.command_id: entry for entry in await find_taken(connection, ids)}
+            for pending, reason in confirmed:
+                entry = known.get(pending.command.command_id)
+                if entry is None:
+                    pending.resolve(Refused(reason))
+                else:
+                    await self._resolve_taken(connection, pending, entry)
+        return again
 
     def _remember(self, round_: Round, result: AppendResult) -> None:
         for stream in round_.batch.touched():
-            if round_.batch.unit_of(stream) in result.landed:
-                size = round_.batch.state_bytes_of(stream)
-                self._cache.put(stream, round_.batch.head_of(stream), size)
-            else:
+            if round_.batch.unit_of(stream) not in result.landed:
                 self._cache.drop(stream)
+            elif size := round_.batch.state_bytes_of(stream):
+                self._cache.put(stream, round_.batch.head_of(stream), size)
 
     async def _resolve_taken(self, connection: Connection, pending: Pending, entry: Taken) -> None:
         """Our own lost attempt did land, or someone used this id before."""
         found = await find_command(connection, entry.command_id)
         assert found is not None, "a taken command has its events"
         body_hash, rows = found
-        if pending.sent_blindly:
+        if any(row.event_id in pending.sent_events for row in rows):
             events = tuple(decode(row) for row in rows)
             pending.resolve(Landed(events, ((rows[-1].stream, rows[-1].version),)))
         else:
             pending.resolve(AlreadyDone(body_hash, tuple(rows)))
 
-    def _batch_failed(self, pendings: list[Pending], error: DatabaseError) -> None:
-        """Postgres refused the statement: nothing landed. Alone, a command meets its own error."""
+    def _batch_failed(self, pendings: list[Pending], error: Exception) -> None:
+        """Postgres refused the statement, or it could not even be made. Alone, a command meets its
+        own error.
+        """
         _log.warning("append refused", error=type(error).__name__, commands=len(pendings))
         self._forget(pendings)
         waiting = [pending for pending in pendings if not pending.future.done()]
         for pending in waiting:
             pending.attempts += 1
-        lonely = [p for p in waiting if len(pendings) == 1 and p.attempts > 3]
+        lonely = [p for p in waiting if len(pendings) == 1 and p.attempts > ALONE_ATTEMPTS_MAX]
         for pending in lonely:
-            pending.fail(Unavailable("The ledger's database refused this.", retry_after_s=2))
+            if isinstance(error, DatabaseError):
+                error = Unavailable("The ledger's database refused this.", retry_after_s=2)
+            pending.fail(error)
         self._source.one_by_one([p for p in waiting if p not in lonely])
 
     def _forget(self, pendings: Sequence[Pending]) -> None:

@@ -117,7 +117,7 @@ class StateView:
         self._now_fresh()
 
     async def refresh(self) -> None:
-        """Reads everything that is committed and visible now. Raises as `load`."""
+        """Reads everything that readers may see now. Raises as `load`."""
         if self._place is None:
             await self.load()
             return
@@ -133,6 +133,11 @@ class StateView:
             self._stale = True
             raise
         self._now_fresh()
+
+    async def reread(self, *streams: str) -> None:
+        """Reads these streams now, ahead of the log: for who has just written them."""
+        async with self._lock, self._pool.connection() as connection:
+            self._put(await fetch_all(connection, STATES_OF, {"streams": list(streams)}))
 
     def start(self) -> None:
         self._task = vital(self._run(), "state view")

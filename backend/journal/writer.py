@@ -68,6 +68,12 @@ class _Queues:
         assert self.single_lane is not None
         self.single_lane.wake()
 
+    def abandon(self) -> None:
+        """Nobody will take these any more."""
+        for queue in (self.urgent, self.normal, self.alone):
+            while queue:
+                queue.popleft().fail(unavailable())
+
     def landed(self, commands: int) -> None:
         self.appends += 1
         self.commands_landed += commands
@@ -124,9 +130,10 @@ class Writer:
         self._single.start()
 
     async def stop(self) -> None:
-        """Commits what is queued, then ends."""
+        """Commits what is queued, then ends; what could not be told its outcome is Unavailable."""
         await self._group.stop()
         await self._single.stop()
+        self._queues.abandon()
 
     def new_id(self) -> UUID:
         """A fresh UUIDv7 for a command or an event."""

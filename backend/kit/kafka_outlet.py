@@ -24,6 +24,7 @@ from schemas.event import Recorded
 
 BATCH_BYTES_MAX: Final = 900_000
 """Below the broker's own bound for one batch (`max.message.bytes`, 1 MiB)."""
+CLOSE_TIMEOUT_S: Final = 5.0
 
 _log = structlog.get_logger("kit.kafka")
 
@@ -81,11 +82,7 @@ class Outlet:
         for batch in self._batches(records):
             count: int = batch.record_count()
             future: Any = await self._producer.send_batch(batch, topic, partition=partition)
-            try:
-                base: int = (await future).offset
-            finally:
-                # Closing the producer would wait for a batch that nobody wants any more.
-                future.cancel()
+            base: int = (await future).offset
             last = base + count - 1 if base >= 0 else -1
         return last
 
@@ -117,11 +114,22 @@ async def outlet(bootstrap: str, *, client_id: str) -> AsyncGenerator[Outlet]:
             await producer.start()
         yield Outlet(bootstrap, producer)
     finally:
-        try:
-            async with asyncio.timeout(REQUEST_TIMEOUT_S):
-                await producer.stop()
-        except (KafkaError, OSError, TimeoutError) as error:
-            _log.info("kafka producer did not close cleanly", error=type(error).__name__)
+        await _close(producer)
+
+
+async def _close(producer: AIOKafkaProducer) -> None:
+    # Everything wanted was awaited by `send`. stop() would wait for what was given up, for ever.
+    private: Any = producer
+    sending: asyncio.Task[None] | None = private._sender.sender_task  # noqa: SLF001
+    if sending is not None:
+        sending.cancel()
+        await asyncio.wait([sending], timeout=CLOSE_TIMEOUT_S)
+    private._closed = True  # noqa: SLF001
+    try:
+        async with asyncio.timeout(CLOSE_TIMEOUT_S):
+            await producer.client.close()
+    except (KafkaError, OSError, TimeoutError) as error:
+        _log.info("kafka producer did not close cleanly", error=type(error).__name__)
 
 
 def _added(batch: Any, record: Outgoing) -> bool:

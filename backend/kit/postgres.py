@@ -25,6 +25,10 @@ DatabaseError = psycopg.Error
 """Any answer of the server that is an error."""
 BadData = psycopg.DataError
 """A value that a column cannot hold."""
+RolledBack = (psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected)
+"""The server gave this transaction up for another's sake: nothing of it happened. psycopg derives
+them from what is `ConnectionLost` here, so they are caught before it.
+"""
 ConnectionLost = psycopg.OperationalError
 """The server went away or refused: whether the last statement ran is not known."""
 

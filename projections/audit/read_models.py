@@ -210,10 +210,11 @@ class ReadModelsCheck:
         shadows = [(model, model.made()) for model in models]
         async for page in self._events(streams):
             for row in page:
-                arrived = Arrived(row, decode(row))
-                for model, shadow in shadows:
-                    if row.version <= applied.get((model.name, row.stream), 0):
-                        shadow.take(arrived)
+                try:
+                    _fold(row, shadows, applied)
+                except ValueError as error:
+                    self._findings.add(READ_MODELS, row.stream, row.version, str(error))
+                    return
         for model, shadow in shadows:
             found = await fetch_all(self._connection, model.query, {"streams": streams})
             self._compare(model, _keyed(model, found), _keyed(model, shadow.rows()), applied)
@@ -254,6 +255,15 @@ class ReadModelsCheck:
             if model.version_at is not None:
                 version = row[model.version_at]
             self._findings.add(READ_MODELS, str(key[0]), version, what)
+
+
+def _fold(
+    row: Recorded, shadows: Sequence[tuple[Checked, Model]], applied: dict[tuple[str, str], int]
+) -> None:
+    arrived = Arrived(row, decode(row))
+    for model, shadow in shadows:
+        if row.version <= applied.get((model.name, row.stream), 0):
+            shadow.take(arrived)
 
 
 def _keyed(model: Checked, rows: Iterable[Sequence[Any]]) -> Rows:

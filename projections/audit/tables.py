@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from typing import Any, Final
 from uuid import UUID
 
+import msgspec
+
 from backend.kit.postgres import Connection, fetch_all
 from backend.ledger.account import ACCOUNT, Account
 from projections.audit.books import Books
@@ -124,7 +126,7 @@ class AccountsCheck:
     def _account(self, row: StreamRow, leased: set[str]) -> None:
         try:
             account: Account = ACCOUNT.decode(row.state)
-        except ValueError:
+        except (ValueError, msgspec.DecodeError):
             # Named by the comparison of states: these bytes are not what the events fold to.
             return
         line = self._verifier.lines.get(row.stream)

@@ -79,6 +79,12 @@ ON CONFLICT (stream, hour, model, channel, key) DO UPDATE SET
     duration_ms = u.duration_ms + excluded.duration_ms
 """
 
+DROP_EMPTY: Final = """
+DELETE FROM usage u
+USING json_to_recordset(%(rows)s::json) AS i(stream text, hour integer)
+WHERE u.stream = i.stream AND u.hour = i.hour AND u.requests = 0 AND u.charged_upt = 0
+"""
+
 NAME: Final = "usage"
 TABLES: Final = ("usage", "usage_waiting")
 TOPICS: Final = (LEDGER,)
@@ -106,7 +112,11 @@ class UsageProjection:
         await _save_waiting(connection, rows)
         totals = rows.totals()
         if totals:
-            await connection.execute(ADD, {"rows": _ENCODER.encode(totals).decode()})
+            given = {"rows": _ENCODER.encode(totals).decode()}
+            await connection.execute(ADD, given)
+            if any(isinstance(event, UsageLate) for _, event in facts):
+                # What late usage moved to another channel leaves no empty row behind.
+                await connection.execute(DROP_EMPTY, given)
 
 
 def facts_of(batch: Sequence[Arrived]) -> list[tuple[Recorded, UsageFact]]:

@@ -27,6 +27,9 @@ LAST_RESORTS: Final[dict[str, str]] = {
     "backend/journal/lane.py::Round.decide": (
         "a programmer's error in one decision fails that command, not the writer all accounts share"
     ),
+    "backend/journal/lane.py::Lane._commit": (
+        "a stream that cannot be read or laid out fails alone, not the writer all accounts share"
+    ),
 }
 """`path::function` of each place that may catch everything → why nothing narrower will do."""
 

@@ -150,6 +150,12 @@ class Load:
             while len(self.ended(Ending.ANSWERED)) < wanted:
                 await asyncio.sleep(0.02)
 
+    async def until_idle(self, timeout_s: float = 60) -> None:
+        """Waits until no call is under way; clear `up` first."""
+        async with asyncio.timeout(timeout_s):
+            while self.in_flight:
+                await asyncio.sleep(0.02)
+
     async def _caller(self) -> None:
         while not self._stopping:
             await self.up.wait()

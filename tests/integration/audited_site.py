@@ -189,11 +189,10 @@ async def make_history(url: str) -> None:
         await site.release(1, swept, ReleaseReason.SWEPT)
         await site.late(1, swept, await event_id_of(url, "account:1", 11), 0)
         # More than the account can pay for: an extension, a charge and a shortfall.
-        await site.do(
-            site.settling(2, await site.hold(2), MODEL, Usage(input=4_000, output=9_000))
-        )
+        await site.do(site.settling(2, await site.hold(2), MODEL, Usage(input=4_000, output=9_000)))
         await site.do(granting(2, POINT))
         await site.hold(2)
+    await readable(url)
 
 
 async def event_id_of(url: str, stream: str, version: int) -> UUID:
@@ -227,6 +226,7 @@ async def project(url: str) -> None:
 
         try:
             await until(caught_up, what="the projections apply the history")
+            await readable(url)
         finally:
             await tail.stop()
             await watch.stop()
@@ -244,8 +244,13 @@ async def readable(url: str) -> None:
 
 
 async def audited(url: str, data_dir: Path | None = None, **more: Any) -> AuditReport:
-    await readable(url)
     return await run_audit(AuditAsked(url, data_dir, **more), ALL_FOLDS)
+
+
+def copy_of(server: Any, database: Any) -> Any:
+    """Another database with the same content; nobody may be connected to the first."""
+    server._count += 1
+    return server._urls(server._create(f"copy_{server._count}", database.name))
 
 
 def tamper(superuser_url: str, *statements: str) -> None:

@@ -21,12 +21,17 @@ from backend.journal.view import StateView
 from backend.journal.wake import LogWatch
 from backend.journal.writer import Writer
 from backend.kit.clock import SystemClock, SystemRandomness
-from backend.kit.postgres import Pool, make_pool
+from backend.kit.postgres import Pool, fetch_one, make_pool
 from backend.kit.secrets import SiteSecret
 from backend.opening import Opening
+from schemas.event import START, Position
 from tests.conftest import Database
 
 SECRET_TEXT = "q9Zr1Vx7Lw3Tn5Kp8Hd2Gs6Fb4Jc0Ym+"
+NEWEST = """
+SELECT epoch, xid::text::bigint, seq FROM event_log
+ORDER BY epoch DESC, event_log.xid DESC, seq DESC LIMIT 1
+"""
 DROP_CONNECTIONS = """
 SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = %(name)s
 """
@@ -76,6 +81,20 @@ async def process_of(database_url: str, secret: str = SECRET_TEXT) -> AsyncItera
             await view.stop()
             await writer.stop()
             await watch.stop()
+
+
+async def caught_up(site: Process) -> None:
+    """The view has read all that is committed now.
+
+    Readers wait for the oldest transaction of the whole server, so one pass may see less.
+    """
+    async with site.pool.connection() as connection:
+        row = await fetch_one(connection, NEWEST)
+    newest = START if row is None else Position(*row)
+    async with asyncio.timeout(15.0):
+        await site.view.refresh()
+        while (site.view.place or START) < newest:
+            await site.view.refresh()
 
 
 @contextmanager

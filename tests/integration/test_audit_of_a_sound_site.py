@@ -7,10 +7,10 @@ from typing import Any
 
 import msgspec
 
+from backend.folds import ALL_FOLDS
 from projections.audit.report import CHECKS
 from projections.audit.run import AuditAsked, run_audit
 from projections.replay import replay_table
-from backend.folds import ALL_FOLDS
 from schemas.usage import Usage
 from tests.integration.audited_site import audited, make_history, open_site, project
 
@@ -20,7 +20,7 @@ async def test_a_history_of_every_event_is_sound(database: Any) -> None:
     report = await audited(database.app_url)
     assert [check for check in report.checks if not check.ok] == []
     assert report.ok
-    assert (report.events, report.streams) == (28, 8)
+    assert (report.events, report.streams) == (28, 9)
 
 
 async def test_an_empty_site_is_sound(database: Any) -> None:
@@ -70,7 +70,7 @@ async def test_progress_reaches_its_end(database: Any) -> None:
 
     await run_audit(AuditAsked(database.app_url, page_rows=5), ALL_FOLDS, progress=progress)
     assert seen["fold"][0] == 28
-    assert seen["states"] == (8, 8)
+    assert seen["states"] == (9, 9)
 
 
 async def test_a_site_that_is_written_to_meanwhile_is_sound(database: Any) -> None:

@@ -19,7 +19,7 @@ from schemas.errors import BadRequest, Conflict, NotFound
 from schemas.ids import ChannelId
 from schemas.prices import Free, PerCall, PerToken, PriceRef
 from tests.conftest import Database
-from tests.integration.identity_site import process_of
+from tests.integration.identity_site import caught_up, process_of
 
 ONE = ChannelSettings("one", "openai", "https://one.example.com/v1/", ("gpt", "o3"), priority=1)
 TWO = ChannelSettings(
@@ -31,11 +31,11 @@ PRICE = PerToken(10, 20)
 async def test_a_model_is_available_once_it_has_a_channel_and_a_price(database: Database) -> None:
     async with process_of(database.app_url) as site:
         added = await site.opening.add_channel(ONE, "sk-one")
-        await site.view.refresh()
+        await caught_up(site)
         assert site.channels.models() == ()
         await site.catalog.set_price("gpt", PRICE)
         await site.catalog.set_price("priced only", PRICE)
-        await site.view.refresh()
+        await caught_up(site)
         assert site.channels.models() == ("gpt",)
         assert site.channels.available("gpt")
         assert not site.channels.available("o3")
@@ -44,10 +44,10 @@ async def test_a_model_is_available_once_it_has_a_channel_and_a_price(database: 
         assert priced is not None
         assert (priced.price, priced.ref) == (PRICE, PriceRef("gpt", 1))
         await site.catalog.disable_channel(added.channel, "broken")
-        await site.view.refresh()
+        await caught_up(site)
         assert site.channels.models() == ()
         await site.catalog.enable_channel(added.channel)
-        await site.view.refresh()
+        await caught_up(site)
         assert site.channels.models() == ("gpt",)
 
 
@@ -55,7 +55,7 @@ async def test_the_view_gives_ready_channels_by_priority(database: Database) -> 
     async with process_of(database.app_url) as site:
         one = await site.opening.add_channel(ONE, "sk-one")
         two = await site.opening.add_channel(TWO, "")
-        await site.view.refresh()
+        await caught_up(site)
         entries = site.channels.channels_for("gpt")
         assert [entry.channel for entry in entries] == [two.channel, one.channel]
         assert entries[0].upstream_model("gpt") == "gpt-x"
@@ -73,7 +73,7 @@ async def test_a_changed_channel_keeps_its_secret_unless_a_new_one_is_given(
         added = await site.opening.add_channel(ONE, "sk-old")
 
         async def secret_in_view() -> str:
-            await site.view.refresh()
+            await caught_up(site)
             entry = site.channels.channel(added.channel)
             assert entry is not None
             return entry.secret
@@ -100,7 +100,7 @@ async def test_many_changes_at_once_all_land_and_open(database: Database) -> Non
             )
         )
         assert sorted(versions) == list(range(2, 22))
-        await there.view.refresh()
+        await caught_up(there)
         entry = there.channels.channel(added.channel)
         assert entry is not None
         assert entry.secret.startswith("sk-")
@@ -132,7 +132,7 @@ async def test_price_versions_are_immutable_and_the_same_price_is_no_new_one(
         for version in (0, len(prices) + 1):
             with pytest.raises(NotFound):
                 await site.catalog.prices.price_at("gpt:4", version)
-        await site.view.refresh()
+        await caught_up(site)
         priced = site.channels.price_of("gpt:4")
         assert priced is not None
         assert priced.ref.version == len(prices)
@@ -158,7 +158,7 @@ async def test_an_empty_site_opens_once_with_a_key_that_works(
             *(site.opening.open_empty_site(tmp_path / "data") for site in (one, two, one))
         )
         assert sorted(opened) == [False, False, True]
-        await one.view.refresh()
+        await caught_up(one)
         assert one.channels.models() == (DEMO_MODEL,)
         assert len(await one.catalog.list_channels()) == 1
         assert len(one.keys) == 1
@@ -172,7 +172,7 @@ async def test_the_trial_key_lies_in_a_private_file(database: Database, tmp_path
         assert await site.opening.open_empty_site(tmp_path)
         file = tmp_path / TRIAL_FILE
         assert stat.S_IMODE(file.stat().st_mode) == 0o600
-        await site.view.refresh()
+        await caught_up(site)
         entry = site.keys.find(file.read_text().strip())
         assert entry is not None
         assert entry.person == await site.identity.find("trial")
@@ -189,7 +189,7 @@ async def test_a_start_that_ended_before_the_trial_was_recorded_is_repeated(
         (tmp_path / TRIAL_FILE).write_text(kept + "\n")
         assert await site.opening.open_empty_site(tmp_path)
         assert (tmp_path / TRIAL_FILE).read_text().strip() == kept
-        await site.view.refresh()
+        await caught_up(site)
         assert site.keys.find(kept) is not None
 
 
@@ -203,7 +203,7 @@ async def test_the_first_real_channel_ends_demo_and_trial_in_one_unit(
             site.opening.add_channel(ONE, "sk-one"), site.opening.add_channel(TWO, "sk-two")
         )
         assert any(answer.ended_trial for answer in added)
-        await site.view.refresh()
+        await caught_up(site)
         entry = site.keys.find(key)
         assert entry is not None
         assert entry.revoked
@@ -228,7 +228,7 @@ async def test_ending_what_has_ended_does_not_stop_a_new_channel(
                 for part in parts
             ),
         )
-        await site.view.refresh()
+        await caught_up(site)
         assert site.channels.channel(added.channel) is not None
         assert site.channels.channel(demo) is None
 
@@ -239,7 +239,7 @@ async def test_a_person_called_trial_keeps_the_name_and_the_demo_model_comes(
     async with process_of(database.app_url) as site:
         real = (await site.opening.open_person("Trial", "a password")).person
         assert await site.opening.open_empty_site(tmp_path)
-        await site.view.refresh()
+        await caught_up(site)
         assert site.channels.models() == (DEMO_MODEL,)
         assert await site.identity.find("trial") == real
         assert len(site.keys) == 0

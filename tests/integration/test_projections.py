@@ -93,6 +93,22 @@ async def test_the_balance_is_the_fold_of_the_stream(pool: Pool) -> None:
         assert available_upt == history.states[stream].available_upt
 
 
+@pytest.mark.parametrize("batch_rows", [1, 100])
+async def test_late_usage_leaves_no_empty_row_where_it_was_counted_before(
+    pool: Pool, batch_rows: int
+) -> None:
+    history = History()
+    stream = history.open(1)
+    request_id = history.hold(stream)
+    sweep = history.settle(stream, request_id, 2_000, swept=True)
+    history.late(stream, request_id, sweep, 500)
+    await feed(pool, history.rows, batch_rows)
+    assert await query(
+        pool, "SELECT channel, requests, charged_upt, output_tokens FROM read.usage"
+    ) == [(8, 1, 2_500, 150)]
+    assert await query(pool, "SELECT count(*)::int FROM read.usage_waiting") == [(0,)]
+
+
 class Crash(RuntimeError):
     """The process dies here."""
 

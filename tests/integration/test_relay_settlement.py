@@ -19,8 +19,8 @@ from schemas.money import format_points
 from schemas.prices import cost_of
 from schemas.usage import Basis
 from tests.conftest import Server
-from tests.site import PRICE, Customer, RunningSite, Streamed, chat, shared_site
-from tests.upstream import FakeUpstream, Script
+from tests.site import PRICE, Customer, RunningSite, chat, shared_site
+from tests.upstream import FakeUpstream, Script, Seen
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -101,6 +101,25 @@ async def new_case(site: RunningSite, upstream: FakeUpstream) -> Case:
     return Case(site, upstream, model, await site.customer())
 
 
+async def left_before_a_token(case: Case) -> Seen:
+    """A streamed call whose client hangs up once the upstream has it; nothing came back yet."""
+    async with case.site.stream(case.customer.key, chat(case.model)) as answer:
+        seen = await seen_for(case.upstream, case.model)
+        answer.drop()
+    await case.site.noticed()
+    return seen
+
+
+async def seen_for(upstream: FakeUpstream, model: str) -> Seen:
+    """The upstream's side of the one call for a model."""
+    async with asyncio.timeout(10):
+        while True:
+            for seen in upstream.seen:
+                if seen.json["model"] == model:
+                    return seen
+            await asyncio.sleep(0.005)
+
+
 def points_said(body: bytes) -> str:
     """The points of the comment that comes just before `[DONE]`."""
     comment = body.split(b"\n\n")[-3]
@@ -111,7 +130,7 @@ def points_said(body: bytes) -> str:
 
 async def streamed_whole(case: Case) -> bytes:
     async with case.site.stream(case.customer.key, chat(case.model)) as answer:
-        assert answer.status == 200
+        assert (await answer.opened()).status == 200
         return await answer.rest()
 
 
@@ -148,6 +167,7 @@ async def test_a_client_that_leaves_after_the_first_token_pays_the_reported_usag
         seen.allow(1)
         assert b"Alpha" in await answer.frame()
         answer.drop()
+    await case.site.noticed()
     seen.allow(len(TEXTS))
     end = await case.settled(Basis.REPORTED)
     assert seen.finished
@@ -175,10 +195,10 @@ async def test_an_upstream_is_cancelled_within_a_second_when_the_client_leaves_b
     case: Case,
 ) -> None:
     case.upstream.play(Script(TEXTS, gated=True))
-    call = await hung_up_before_the_head(case)
-    seen = await case.upstream.arrived()
-    left_at_s = time.time()
-    call.close()
+    async with case.site.stream(case.customer.key, chat(case.model)) as answer:
+        seen = await case.upstream.arrived()
+        left_at_s = time.time()
+        answer.drop()
     await seen.until("client_left")
     assert seen.client_left_at_s is not None
     assert seen.client_left_at_s - left_at_s <= 1 + SLACK_S
@@ -190,28 +210,9 @@ async def test_usage_that_still_comes_is_charged_though_the_client_left_before_a
     case: Case,
 ) -> None:
     case.upstream.play(Script(TEXTS, gated=True))
-    call = await hung_up_before_the_head(case)
-    seen = await case.upstream.arrived()
-    call.close()
-    await asyncio.sleep(0)
+    seen = await left_before_a_token(case)
     seen.allow(len(TEXTS))
     await case.settled(Basis.REPORTED)
-
-
-async def hung_up_before_the_head(case: Case) -> asyncio.StreamWriter:
-    """A streamed call over a bare socket, which can be closed before anything came back."""
-    host, _, port = case.site.url.removeprefix("http://").partition(":")
-    body = b'{"model": "%s", "stream": true, "messages": [{"role": "user", "content": "Hi"}]}'
-    body %= case.model.encode()
-    _, writer = await asyncio.open_connection(host, int(port))
-    writer.write(
-        b"POST /v1/chat/completions HTTP/1.1\r\nhost: here\r\nauthorization: Bearer "
-        + case.customer.key.encode()
-        + b"\r\ncontent-length: %d\r\n\r\n" % len(body)
-        + body
-    )
-    await writer.drain()
-    return writer
 
 
 # Upstream complete, no usage.
@@ -248,6 +249,7 @@ async def test_an_answer_completed_after_the_client_left_is_counted_without_usag
         seen.allow(1)
         await answer.frame()
         answer.drop()
+    await case.site.noticed()
     seen.allow(len(TEXTS))
     await case.settled(Basis.COUNTED, TEXTS)
 
@@ -256,38 +258,40 @@ async def test_an_answer_that_came_after_all_is_counted_though_the_client_left_b
     case: Case,
 ) -> None:
     case.upstream.play(Script(TEXTS, gated=True, usage=None))
-    call = await hung_up_before_the_head(case)
-    seen = await case.upstream.arrived()
-    call.close()
-    await asyncio.sleep(0)
+    seen = await left_before_a_token(case)
     seen.allow(len(TEXTS))
     await case.settled(Basis.COUNTED, TEXTS)
 
 
 async def test_an_empty_answer_to_a_client_that_left_is_released(case: Case) -> None:
     case.upstream.play(Script((), usage=None, first_byte_delay_s=0.3))
-    call = await hung_up_before_the_head(case)
-    await case.upstream.arrived()
-    call.close()
+    await left_before_a_token(case)
     await case.released(ReleaseReason.CLIENT_LEFT)
 
 
 # Upstream cut mid-stream.
 
 
-@pytest.mark.parametrize("cut", ["cut_after", "half_frame_after", "end_early_after"])
 async def test_a_stream_cut_after_each_chunk_is_charged_for_what_was_received(
-    site: RunningSite, upstream: FakeUpstream, cut: str
+    site: RunningSite, upstream: FakeUpstream
 ) -> None:
-    for received in range(1, len(TEXTS) + 1):
+    """A lost connection, half a frame, an end without an end; after one chunk, two, … all."""
+
+    async def cut(script: Script, received: int) -> None:
         case = await new_case(site, upstream)
-        upstream.play(Script(TEXTS, **{cut: received}))
+        upstream.by_model[case.model] = script
         body = await streamed_whole(case)
         end = await case.settled(Basis.COUNTED, TEXTS[:received])
         assert end.served.error == "upstream_error"
         assert b"[DONE]" not in body
         assert body.count(b'"content"') == received
         assert b'"code":"upstream_error"' in body.split(b"\n\n")[-2]
+
+    await asyncio.gather(
+        *(cut(Script(TEXTS, cut_after=k), k) for k in range(1, len(TEXTS) + 1)),
+        *(cut(Script(TEXTS, half_frame_after=k), k) for k in range(1, len(TEXTS) + 1)),
+        *(cut(Script(TEXTS, end_early_after=k), k) for k in range(1, len(TEXTS) + 1)),
+    )
 
 
 async def test_an_error_frame_inside_a_stream_ends_it_and_what_came_is_counted(case: Case) -> None:
@@ -305,16 +309,14 @@ async def test_a_stream_cut_after_the_client_left_is_counted(case: Case) -> None
         seen.allow(1)
         await answer.frame()
         answer.drop()
+    await case.site.noticed()
     seen.allow(len(TEXTS))
     await case.settled(Basis.COUNTED, TEXTS[:2])
 
 
 async def test_a_stream_cut_after_the_client_left_before_a_token_is_released(case: Case) -> None:
     case.upstream.play(Script(TEXTS, gated=True, cut_after=2))
-    call = await hung_up_before_the_head(case)
-    seen = await case.upstream.arrived()
-    call.close()
-    await asyncio.sleep(0)
+    seen = await left_before_a_token(case)
     seen.allow(len(TEXTS))
     await case.released(ReleaseReason.CLIENT_LEFT)
 
@@ -348,9 +350,7 @@ async def test_a_connection_cut_between_head_and_first_token_costs_nothing(case:
 
 async def test_an_error_after_the_client_left_before_a_token_costs_nothing(case: Case) -> None:
     case.upstream.play(Script(status=500, first_byte_delay_s=0.3))
-    call = await hung_up_before_the_head(case)
-    await case.upstream.arrived()
-    call.close()
+    await left_before_a_token(case)
     await case.released(ReleaseReason.CLIENT_LEFT)
 
 
@@ -372,31 +372,18 @@ async def test_a_client_dropped_after_each_chunk_pays_for_what_was_received(
     async def dropped_after(received: int) -> None:
         case = await new_case(site, upstream)
         async with site.stream(case.customer.key, chat(case.model)) as answer:
-            seen = await seen_of(upstream, answer)
+            seen = await seen_for(upstream, case.model)
             seen.allow(received)
             await answer.frames(received)
             answer.drop()
         await seen.until("client_left")
-        await case.settled(Basis.COUNTED, TEXTS[:received])
+        if received:
+            await case.settled(Basis.COUNTED, TEXTS[:received])
+        else:
+            await case.released(ReleaseReason.CLIENT_LEFT)
 
     upstream.default = Script(TEXTS, gated=True)
-    await asyncio.gather(*(dropped_after(k) for k in range(1, len(TEXTS))))
-    # Before the first chunk: nothing was received, nothing is owed.
-    case = await new_case(site, upstream)
-    call = await hung_up_before_the_head(case)
-    await upstream.arrived(len(TEXTS))
-    call.close()
-    await case.released(ReleaseReason.CLIENT_LEFT)
-
-
-async def seen_of(upstream: FakeUpstream, answer: Streamed):
-    """The upstream's side of a streamed call, found by the id both were given."""
-    async with asyncio.timeout(5):
-        while True:
-            for seen in upstream.seen:
-                if seen.request_id == answer.request_id:
-                    return seen
-            await asyncio.sleep(0.005)
+    await asyncio.gather(*(dropped_after(k) for k in range(len(TEXTS))))
 
 
 async def test_a_client_that_left_a_whole_answer_pays_for_it_all_the_same(case: Case) -> None:

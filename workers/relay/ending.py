@@ -9,6 +9,7 @@ from typing import Final
 import structlog
 
 from backend.kit.clock import Clock
+from backend.kit.postgres import DatabaseError
 from backend.kit.tokenizer import Tokenizer
 from backend.ledger.decide import SettleAsked
 from backend.ledger.leases import LeaseKeeper
@@ -18,6 +19,11 @@ from schemas.errors import Unavailable
 from schemas.ledger import ReleaseReason
 from schemas.usage import Basis, Usage
 from workers.relay.run import Run
+
+NOT_RECORDED: Final = (
+    "The answer was made, but its charge cannot be recorded now; it will be as soon as the "
+    "ledger's database answers."
+)
 
 _log = structlog.get_logger("relay.ending")
 
@@ -68,8 +74,15 @@ class Ending:
         )
         try:
             return await self._points.settle(run.call.account, asked)
-        except Unavailable:
-            await self._spool.put(run.call.account, asked)
-            raise
+        except (Unavailable, DatabaseError) as cause:
+            await self._keep(run, asked)
+            raise Unavailable(NOT_RECORDED, retry_after_s=5) from cause
         finally:
             self._leases.drop(run.call.request_id)
+
+    async def _keep(self, run: Run, asked: SettleAsked) -> None:
+        try:
+            await self._spool.put(run.call.account, asked)
+        except OSError as error:
+            # The sweep will end it by the last progress that the lease has.
+            _log.error("settlement not spooled", request_id=asked.request_id, error=str(error))

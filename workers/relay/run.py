@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
+import msgspec
+
 from backend.kit.tokenizer import Tokenizer
 from backend.ledger.decide import affordable_output
 from backend.ledger.leases import Progress
@@ -37,6 +39,8 @@ class Run:
         self.first_token_s: float | None = None
         self.usage: Usage | None = None
         self.left_before_token = False
+        self.passed_on = False
+        """Bytes of an answer went to the client: from then on no other channel is tried."""
         self.passed_on = False
         """Something of an answer went to the client: no other channel may be tried."""
         self._texts: list[str] = []
@@ -87,14 +91,24 @@ class Run:
         """Exact counts of input and received output by our tokenizer, off the event loop."""
         model = self.upstream_model or self.call.request.model
         if self._counted_input is None:
-            self._counted_input = await tokenizer.count_input_off_loop(
-                model, text_of_input(self.call.request)
-            )
+            self._counted_input = await self._count_input(tokenizer, model)
         counted_bytes, text = self._output_bytes, self.text
         if text:
             self._counted_output = await tokenizer.count_off_loop(model, text)
             self._counted_bytes = counted_bytes
         return Usage(input=self._counted_input, output=self._counted_output)
+
+    async def _count_input(self, tokenizer: Tokenizer, model: str) -> int:
+        try:
+            text = text_of_input(self.call.request)
+        except (msgspec.DecodeError, RecursionError):
+            # JSON that passes on but cannot be read here (a lone surrogate): not free for that.
+            return self._input_estimate
+        return await tokenizer.count_input_off_loop(model, text)
+
+    @property
+    def _input_estimate(self) -> int:
+        return self.call.request.input_bound // BYTES_PER_TOKEN
 
     @property
     def upstream_model(self) -> str | None:
@@ -105,8 +119,8 @@ class Run:
         if self.usage is not None:
             inputs, outputs = self.usage.input_total, self.usage.output
         else:
-            bound = self.call.request.input_bound // BYTES_PER_TOKEN
-            inputs = bound if self._counted_input is None else self._counted_input
+            counted = self._counted_input
+            inputs = self._input_estimate if counted is None else counted
             outputs = self.output_estimate
         channel = None if self.channel is None else self.channel.channel
         return Progress(inputs, outputs, self.begun, channel, self.upstream_model)

@@ -1,12 +1,14 @@
 """Runs relay calls: hold, try channels, pass the answer on, settle before the last byte leaves.
 
-Failover only before anything of an answer was passed on. Settlement table: `docs/billing.md`.
+Failover only before the first byte of an answer. Settlement table: `docs/billing.md`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Final
+
+from msgspec.structs import replace
 
 from backend.kit.clock import Clock
 from backend.kit.outbound import TransportError
@@ -70,7 +72,20 @@ class RelayRunner:
 
     async def answer(self, call: RelayCall) -> WholeAnswer:
         """A whole answer: runs to its end whoever left, and is settled as completed."""
-        run = await self._admit(call)
+        try:
+            return await self._answer(await self._admit(call))
+        finally:
+            # Whatever went wrong: what nobody works on any more is the sweep's to end.
+            self._leases.drop(call.request_id)
+
+    async def stream(self, call: RelayCall, client: ClientStream) -> None:
+        """A streamed answer, to its settlement."""
+        try:
+            await self._stream(await self._admit(call), client)
+        finally:
+            self._leases.drop(call.request_id)
+
+    async def _answer(self, run: Run) -> WholeAnswer:
         problem: UpstreamProblem | None = None
         for channel in self._in_order(run):
             try:
@@ -81,9 +96,7 @@ class RelayRunner:
                     break
         raise await self._nobody_answered(run, problem)
 
-    async def stream(self, call: RelayCall, client: ClientStream) -> None:
-        """A streamed answer, to its settlement."""
-        run = await self._admit(call)
+    async def _stream(self, run: Run, client: ClientStream) -> None:
         problem: UpstreamProblem | None = None
         for channel in self._in_order(run):
             try:
@@ -106,7 +119,8 @@ class RelayRunner:
             body = await answer.read(ANSWER_BYTES_MAX)
         except TransportError as error:
             answer.cancel()
-            raise self._upstreams.failed(channel, problem_of_transport(error), began_s) from error
+            problem = replace(problem_of_transport(error), retry_elsewhere=False)
+            raise self._upstreams.failed(channel, problem, began_s) from error
         await answer.release()
         parsed = parse_answer(body, secrets=(channel.target.secret,))
         if parsed.error is not None:

@@ -33,6 +33,7 @@ EXTEND_TOKENS: Final = 2_048
 GRACE_AFTER_TOKEN_S: Final = 2.0
 """How long an answer is read on for its usage after the client left it."""
 GRACE_BEFORE_TOKEN_S: Final = 0.8
+CLIENT_LEFT: Final = "client_left"
 
 
 class _OutOfPoints(Exception):
@@ -77,17 +78,18 @@ class Streaming:
             await self._cut_by_points(run, parser, client)
             return
         except _Broken as broken:
+            failed = self._upstreams.failed(channel, broken.problem, began_s)
             if not run.passed_on and not client.left:
-                raise self._upstreams.failed(channel, broken.problem, began_s) from broken
+                raise failed from broken
             await self._broken(run, client, broken.problem)
             return
         finally:
             keepalive.stop()
-        self._upstreams.succeeded(channel)
         if complete:
+            self._upstreams.succeeded(channel)
             await self._complete(run, client)
         else:
-            await self._broken(run, client, problem_of(ProblemClass.UPSTREAM_ERROR))
+            await self._abandoned(run, client)
 
     async def send_error(self, client: ClientStream, error: Exception) -> None:
         """An error after the head went out: a frame, in the client's dialect."""
@@ -108,37 +110,39 @@ class Streaming:
         Raises _Broken, _OutOfPoints and what `Upstreams.open` raises.
         """
         answer: UpstreamAnswer | None = None
+        whole = False
         try:
             async with asyncio.timeout(None) as deadline:
                 client.on_left(lambda: self._left(run, deadline))
                 answer = await self._upstreams.open(run, channel)
                 async for chunk in answer.chunks():
-                    keepalive.heard()
-                    await self._forward(run, parser.feed(chunk), client)
-                await self._forward(run, parser.finish(), client)
+                    await self._forward(run, parser.feed(chunk), client, keepalive)
+                    if parser.done:
+                        break
+                await self._forward(run, parser.finish(), client, keepalive)
+            whole = True
+            await answer.release()
         except TimeoutError:
-            if answer is not None:
-                answer.cancel()
             return parser.complete
         except (TransportError, FrameTooLarge) as error:
-            if parser.done:
-                return True
             problem = (
                 problem_of_transport(error)
                 if isinstance(error, TransportError)
                 else problem_of(ProblemClass.UPSTREAM_ERROR)
             )
             raise _Broken(problem) from error
-        except (_Broken, _OutOfPoints):
-            if answer is not None:
+        finally:
+            # From here on a hang-up changes nothing: the deadline it would move is over.
+            client.on_left(_nothing)
+            if answer is not None and not whole:
                 answer.cancel()
-            raise
-        await answer.release()
         if not parser.complete and not client.left:
             raise _Broken(problem_of(ProblemClass.UPSTREAM_ERROR))
         return parser.complete
 
-    async def _forward(self, run: Run, frames: list[Frame], client: ClientStream) -> None:
+    async def _forward(
+        self, run: Run, frames: list[Frame], client: ClientStream, keepalive: KeepAlive
+    ) -> None:
         out: list[bytes] = []
         failed: UpstreamProblem | None = None
         for frame in frames:
@@ -183,7 +187,7 @@ class Streaming:
 
     async def _complete(self, run: Run, client: ClientStream) -> None:
         if run.left_before_token and run.usage is None and not run.begun:
-            await self._ending.release(run, ReleaseReason.CLIENT_LEFT, 0, "client_left")
+            await self._ending.release(run, ReleaseReason.CLIENT_LEFT, 0, CLIENT_LEFT)
             return
         await self._last_frames(run, client, b"", DONE_FRAME)
 
@@ -194,18 +198,26 @@ class Streaming:
         await self._last_frames(run, client, parser.length_frame(head), DONE_FRAME)
 
     async def _broken(self, run: Run, client: ClientStream, problem: UpstreamProblem) -> None:
-        """The end never came: what was received is counted, unless the client had left before
-        it.
+        """The provider broke off: what was received is counted, unless the client had left before
+        it, or nothing was.
         """
+        error = answered(problem)
         if not run.begun or run.left_before_token:
             reason = ReleaseReason.CLIENT_LEFT if client.left else ReleaseReason.UPSTREAM_CUT
             await self._ending.release(run, reason, 0 if client.left else 200, problem.code)
-            await self.send_error(client, answered(problem))
+            await self.send_error(client, error)
             return
-        error = answered(problem)
-        body = error_body(sentence=error.sentence, kind=error.kind, code=error.code)
         run.usage = None
+        body = error_body(sentence=error.sentence, kind=error.kind, code=error.code)
         await self._last_frames(run, client, b"", error_frame(body), problem.code)
+
+    async def _abandoned(self, run: Run, client: ClientStream) -> None:
+        """The client left and the answer's end did not come in time."""
+        if not run.begun or run.left_before_token:
+            await self._ending.release(run, ReleaseReason.CLIENT_LEFT, 0, CLIENT_LEFT)
+            return
+        run.usage = None
+        await self._last_frames(run, client, b"", b"", CLIENT_LEFT)
 
     async def _last_frames(
         self, run: Run, client: ClientStream, first: bytes, last: bytes, error: str | None = None
@@ -222,3 +234,7 @@ class Streaming:
             return
         points = f": suanpan-points {format_points(charged.amount_upt)}\n\n".encode()
         await client.send(first + points + last)
+
+
+def _nothing() -> None:
+    """What a hang-up does once the answer was read."""

@@ -21,10 +21,12 @@ from backend.http.relay.client import AsgiClientStream
 from backend.http.relay.errors import error_answer, internal_answer, json_headers
 from backend.identity.key_view import KeyEntry
 from backend.kit.clock import Clock, Randomness
+from backend.kit.postgres import DatabaseError, unavailable
 from backend.ledger.points import Points
 from schemas.chat import ChatRequest, parse_chat_request
 from schemas.errors import BadRequest, ModelNotFound, SuanpanError
 from schemas.ids import RequestId, uuid7
+from schemas.openai import error_frame
 from schemas.relay import ChatRelay, RelayCall, WholeAnswer
 
 ROUTE: Final = b"/v1/chat/completions"
@@ -94,6 +96,9 @@ class ChatFront:
         except SuanpanError as error:
             status = error.status
             await _send_whole(send, *error_answer(error, request_id))
+        except DatabaseError:
+            status = 503
+            await _send_whole(send, *error_answer(unavailable(), request_id))
         except Exception:  # noqa: BLE001 - last resort: the client gets a 500 and the log a trace
             status = 500
             _log.error("relay call failed", request_id=request_id, exc_info=True)
@@ -123,18 +128,15 @@ class ChatFront:
         task = self.calls.run(self._relay.stream(call, client))
         watcher = asyncio.get_running_loop().create_task(client.watch(receive))
         try:
-            await asyncio.shield(task)
-        except SuanpanError:
-            if client.left or client.begun:
-                return 499
-            raise
+            await asyncio.wait((task,))
+            status = await _status_of(task, client, call.request_id)
         except asyncio.CancelledError:
             client.leave()
             raise
         finally:
             watcher.cancel()
             await client.end()
-        return 499 if client.left else 200
+        return status
 
     async def _call(
         self,
@@ -154,6 +156,18 @@ class ChatFront:
         command_id = await self._points.free_command_id(scope)
         digest = sha256(body).digest()
         return RelayCall(request_id, entry.account, entry.key, request, command_id, digest)
+
+
+async def _status_of(task: asyncio.Task[None], client: AsgiClientStream, request_id: str) -> int:
+    """How a stream ended. Raises what it failed with before its head went out."""
+    error = task.exception()
+    if error is not None and not client.begun and not client.left:
+        raise error
+    if error is not None and not isinstance(error, SuanpanError):
+        _log.error("relay stream failed", request_id=request_id, exc_info=error)
+        await client.send(error_frame(internal_answer(request_id)[2]))
+        return 500
+    return 499 if client.left else 200
 
 
 async def _send_whole(
