@@ -17,7 +17,7 @@ from bench.children import BenchmarkProblem
 from bench.machine import machine
 from bench.options import PARTS, QUICK, Options
 from bench.profiles import show_profiles
-from bench.report import Results, line_of, met_goals, show, write_json
+from bench.report import Results, line_of, met_goals, show, write_json, write_markdown
 from bench.suite import run
 from schemas.errors import SuanpanError
 
@@ -45,6 +45,8 @@ def main(arguments: list[str] | None = None) -> int:
     results = Results(facts, chosen.quick, os.getloadavg()[0], rows)
     if chosen.json is not None:
         write_json(chosen.json, results)
+    if chosen.markdown is not None:
+        write_markdown(chosen.markdown, results)
     show(console, results)
     met, goals = met_goals(rows)
     console.print(f"{met} of {goals} goals met (they do not gate anything)")
@@ -58,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
         "--only", action="append", choices=PARTS, metavar="PART", help=f"one of {', '.join(PARTS)}"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there too")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="the table for a document")
     parser.add_argument("--repetitions", type=int, metavar="N", help="best of so many")
     parser.add_argument("--seconds", type=float, metavar="S", help="of each measurement")
     return parser

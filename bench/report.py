@@ -88,6 +88,35 @@ def write_json(file: Path, results: Results) -> None:
     file.write_bytes(msgspec.json.format(msgspec.json.encode(results), indent=2) + b"\n")
 
 
+def write_markdown(file: Path, results: Results) -> None:
+    """The table as Markdown: what `docs/benchmarks.md` shows."""
+    facts = results.machine
+    load = f"load average {facts.load_before:.2f} before, {results.load_after:.2f} after"
+    cores = f"{facts.cores} cores ({facts.processor}), {facts.memory_mb} MB"
+    lines = [
+        f"{cores}, Python {facts.python}; {load}.",
+        "",
+        "| measurement | figures | goals |",
+        "|---|---|---|",
+    ]
+    lines += [_markdown_line(row) for row in results.rows]
+    file.write_text("\n".join(lines) + "\n", "utf-8")
+
+
+def _markdown_line(row: Row) -> str:
+    name = f"{row.name} (busy)" if row.busy else row.name
+    if row.skipped is not None:
+        return f"| {name} | skipped: {row.skipped.splitlines()[0]} | |"
+    figures = ", ".join(f"{figure.name} {value_text(figure)}" for figure in row.figures)
+    goals = ", ".join(
+        f"{figure.name} {figure.goal.text()}: {'met' if figure.met else '**missed**'}"
+        for figure in row.figures
+        if figure.goal is not None
+    )
+    errors = f", **{row.errors} errors**" if row.errors else ""
+    return f"| {name} | {figures}{errors} | {goals} |"
+
+
 def met_goals(rows: Sequence[Row]) -> tuple[int, int]:
     """(goals met, goals there are)."""
     goals = [figure.met for row in rows for figure in row.figures if figure.met is not None]

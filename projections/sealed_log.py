@@ -25,12 +25,19 @@ SEALS_STREAM: Final = "seals"
 Note = Callable[[str, int, str], None]
 """`note(stream, version, what)`."""
 
+Part = tuple[str, int]
+"""(topic, shard)."""
+ALL: Final[Part] = ("*", 0)
+"""The table is read in one order."""
+
 _Head = tuple[str, int, bytes]
-_Part = tuple[str, int]
 
 
 class SealedLog:
-    """Takes rows and the seals of one chain; notes every seal that the rows do not bear out."""
+    """Takes rows and the seals of one chain; notes every seal that the rows do not bear out.
+
+    `counted` and `tree`: what was fed so far, and the heads after it.
+    """
 
     def __init__(
         self,
@@ -38,27 +45,31 @@ class SealedLog:
         site_id: UUID,
         note: Note,
         *,
+        by_partition: bool = False,
         known_heads: Mapping[int, Mapping[str, tuple[int, bytes]]] | None = None,
         last: Seal | None = None,
         tree: HeadTree | None = None,
-        events: int = 0,
     ) -> None:
-        """`known_heads`: what some seals cover, by number, so that a stream can be named.
+        """`by_partition`: seals made from Kafka. `known_heads`: what some seals cover, by number.
 
-        `last`, `tree`, `events`: a seal that was held against the log before, to go on from.
+        `last` and `tree`: a seal that was held against the log before and its heads, to go on from.
         """
         self._seals: Final = seals
         self._site_id: Final = site_id
         self._note: Final = note
+        self._by_partition: Final = by_partition
         self._known_heads: Final = known_heads or {}
-        self._waiting: Final[defaultdict[_Part, deque[_Head]]] = defaultdict(deque)
-        self._taken: Final[defaultdict[_Part, int]] = defaultdict(int)
-        self._counted: Final[defaultdict[_Part, int]] = defaultdict(int)
+        self._waiting: Final[defaultdict[Part, deque[_Head]]] = defaultdict(deque)
+        self._taken: Final[defaultdict[Part, int]] = defaultdict(int)
+        self.counted: Final[defaultdict[Part, int]] = defaultdict(int)
         self.tree: Final = HeadTree() if tree is None else tree
-        self.events = events
+        self.events = 0
+        if last is not None:
+            self._taken.update(self._needs(last))
+            self.counted.update(self._needs(last))
+            self.events = last.events
         self.last = last
         """The newest seal that was read and is its maker's."""
-        self.confirmed = 0
         self._next: Seal | None = None
         self._advance()
 
@@ -69,59 +80,52 @@ class SealedLog:
 
     def feed(self, rows: Sequence[Recorded]) -> None:
         for row in rows:
+            part = (row.topic, row.shard) if self._by_partition else ALL
+            self.counted[part] += 1
+            self.events += 1
             if self._next is None:
-                self._take_rest(row)
-            elif self._next.places:
-                self._take_part(row)
-            else:
                 self.tree.put(row.stream, row.version, row.hash)
-                self.events += 1
+                self._taken[part] += 1
+            else:
+                self._waiting[part].append((row.stream, row.version, row.hash))
                 self._confirm_reached()
 
     def finish(self) -> None:
         """The log ends here: seals that cover more say that something was cut off."""
-        self._confirm_reached()
+        self._take(dict(self.counted))
         while self._next is not None:
             seal = self._next
             what = f"seal {seal.number} covers {seal.events} events, the log has {self.events}"
             self._unborne(seal, what)
             self._advance()
 
-    def _take_rest(self, row: Recorded) -> None:
-        if not self._counted:
-            self.tree.put(row.stream, row.version, row.hash)
-        self.events += 1
-
-    def _take_part(self, row: Recorded) -> None:
-        part = (row.topic, row.shard)
-        self._waiting[part].append((row.stream, row.version, row.hash))
-        self._counted[part] += 1
-        self.events += 1
-        self._confirm_reached()
+    def _needs(self, seal: Seal) -> dict[Part, int]:
+        if not self._by_partition:
+            return {ALL: seal.events}
+        return {(place.topic, place.shard): place.events for place in seal.places}
 
     def _confirm_reached(self) -> None:
-        while self._next is not None and self._reached(self._next):
+        while self._next is not None and self.events >= self._next.events:
+            needs = self._needs(self._next)
+            if any(self.counted.get(part, 0) < events for part, events in needs.items()):
+                return
+            self._take(needs)
             self._confirm(self._next)
+            self._advance()
+        if self._next is None:
+            self._take(dict(self.counted))
 
-    def _reached(self, seal: Seal) -> bool:
-        if not seal.places:
-            return self.events >= seal.events
-        if self.events < seal.events:
-            return False
-        return all(self._counted[place.topic, place.shard] >= place.events for place in seal.places)
-
-    def _confirm(self, seal: Seal) -> None:
-        for place in seal.places:
-            part = (place.topic, place.shard)
+    def _take(self, upto: Mapping[Part, int]) -> None:
+        """Moves what waits into the tree, each partition up to a count."""
+        for part, count in upto.items():
             waiting = self._waiting[part]
-            while self._taken[part] < place.events:
+            while self._taken[part] < count:
                 self.tree.put(*waiting.popleft())
                 self._taken[part] += 1
-        if (self.tree.root(), len(self.tree)) == (seal.root, seal.streams):
-            self.confirmed += 1
-        else:
+
+    def _confirm(self, seal: Seal) -> None:
+        if (self.tree.root(), len(self.tree)) != (seal.root, seal.streams):
             self._unborne(seal, f"the log is not what seal {seal.number} covers")
-        self._advance()
 
     def _advance(self) -> None:
         self._next = self._read()

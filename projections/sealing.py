@@ -143,7 +143,6 @@ class TableSealer:
             self._alarm,
             last=last,
             tree=tree,
-            events=0 if last is None else last.events,
         )
         return _Pass(key, site_id, verifier, sealed, START if last is None else last.position)
 

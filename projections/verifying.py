@@ -202,6 +202,11 @@ class Verifier:
             self.lines[lost.stream].intact = False
         return lost
 
+    @property
+    def has_homeless(self) -> bool:
+        """Whether there are rows that fitted nowhere, and whose place may still be found."""
+        return bool(self._homeless)
+
     def add(self, fault: Fault) -> None:
         """Notes a fault; from then on the stream's state is no proof of anything."""
         line = self.lines.get(fault.stream)

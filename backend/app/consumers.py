@@ -20,6 +20,8 @@ from projections.rebuild import RebuildRunning, places_in_kafka, rebuild
 from projections.tables import ensure_tables
 
 PROJECTOR_POOL_MAX: Final = 6
+CHECK_S: Final = 15.0
+"""How long a start waits for Kafka to be compared with the table; Kafka may be away."""
 
 _log = structlog.get_logger("app.consumers")
 
@@ -108,6 +110,7 @@ async def add_publisher(
     )
     publisher.start()
     stack.push_async_callback(publisher.stop)
+    await publisher.wait_checked(CHECK_S)
 
     def said() -> str:
         status = publisher.status

@@ -21,6 +21,7 @@ from backend.app.relay import make_sweeper, relay_of
 from backend.app.seals import add_seals, run_witness
 from backend.app.serving import address_of, bound_socket, serve, stop_on_signals
 from backend.http.site import Site, make_probes
+from backend.journal.reader import site_of
 from backend.kit.logs import configure_logs
 from backend.kit.runtime_file import Runtime, remove_runtime, write_runtime
 from backend.kit.settings import Settings
@@ -73,17 +74,25 @@ async def _serve(settings: Settings, say: Say) -> None:
     registry = CollectorRegistry()
     async with AsyncExitStack() as stack:
         base = await stack.enter_async_context(founded(settings, migrates=True))
-        if settings.demo.enabled:
-            await base.opening.open_empty_site(settings.data_dir)
         health = HealthCheck(base, "serve")
-        await add_projector(base, health, registry, stack)
+        # First: what Kafka has and the table lacks must close the site before anything is written.
         await add_publisher(base, health, registry, stack)
+        if settings.demo.enabled:
+            await _open_if_empty(base)
+        await add_projector(base, health, registry, stack)
         await add_seals(base, health, stack)
         site = Site("serve", health, registry)
         relay = await stack.enter_async_context(relay_of(base, site, registry))
         _publish_runtime(base, address_of(bound), stack)
         _greet(base, address_of(bound), say)
         await serve(relay.app, bound, stop)
+
+
+async def _open_if_empty(base: Foundation) -> None:
+    async with base.pool.connection() as connection:
+        _, _, read_only_reason = await site_of(connection)
+    if read_only_reason is None:
+        await base.opening.open_empty_site(base.settings.data_dir)
 
 
 async def _api(settings: Settings, say: Say) -> None:

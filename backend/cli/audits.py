@@ -186,8 +186,12 @@ def recover(as_json: bool) -> None:
 
     async def work(site: Site) -> Recovered:
         from backend.journal.recover import recover as recover_log
+        from backend.kit.kafka import MalformedRecord
 
-        return await recover_log(site.database.url, _kafka_of(site), ALL_FOLDS, _open_requests)
+        try:
+            return await recover_log(site.database.url, _kafka_of(site), ALL_FOLDS, _open_requests)
+        except MalformedRecord as error:
+            raise SiteProblem(f"Kafka holds a record that is none of ours: {error}.") from error
 
     done = with_site(work)
     words = f"{done.events} events of {done.streams} streams were imported (epoch {done.epoch})."

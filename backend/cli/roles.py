@@ -101,15 +101,22 @@ def health(context: click.Context, as_json: bool) -> None:
 
 def _ask(settings: Settings) -> dict[str, Any]:
     runtime = read_runtime(settings.data_dir)
-    if runtime is None:
+    if runtime is None and not (settings.database.url or settings.kafka.bootstrap_servers):
         return _down(f"no site runs with the data folder {settings.data_dir}")
+    url = _own_address(settings) if runtime is None else runtime.url
     try:
-        found = httpx.get(f"{runtime.url}/health", timeout=HEALTH_TIMEOUT_S, trust_env=False)
+        found = httpx.get(f"{url}/health", timeout=HEALTH_TIMEOUT_S, trust_env=False)
         return msgspec.json.decode(found.content, type=dict[str, Any])
     except httpx.HTTPError as error:
-        return _down(f"the site (pid {runtime.pid}) does not answer: {type(error).__name__}")
+        return _down(f"nothing answers at {url} ({type(error).__name__})")
     except msgspec.DecodeError:
-        return _down(f"{runtime.url} answers, but is not this site")
+        return _down(f"{url} answers, but is not this site")
+
+
+def _own_address(settings: Settings) -> str:
+    """Where a single role of the scaled shape listens in this container."""
+    host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host  # noqa: S104
+    return f"http://{f'[{host}]' if ':' in host else host}:{settings.port}"
 
 
 def _down(why: str) -> dict[str, Any]:

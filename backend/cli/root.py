@@ -6,6 +6,7 @@ import sys
 from typing import Final, NoReturn
 
 import click
+import msgspec
 
 from backend.cli.audits import audit, parked, projection, recover, replay
 from backend.cli.channels import channel, price
@@ -14,6 +15,7 @@ from backend.cli.records import requests, statement
 from backend.cli.roles import ROLE_COMMANDS, health, migrate
 from backend.kit.postgres import DatabaseError
 from schemas.errors import SuanpanError
+from schemas.registry import UndecodableEvent
 
 EXIT_FAILED: Final = 1
 EXIT_INTERRUPTED: Final = 130
@@ -53,6 +55,8 @@ def run(arguments: list[str]) -> int:
         return _failed(error.sentence)
     except DatabaseError as error:
         return _failed(f"PostgreSQL answered with an error: {_first_line(error)}")
+    except (msgspec.DecodeError, UndecodableEvent) as error:
+        return _failed(f"something stored cannot be read ({error}): run `suanpan audit`")
     except BrokenPipeError:
         # Whoever read our output has enough; nothing more may be written, not even at exit.
         sys.stdout = None  # pyright: ignore[reportAttributeAccessIssue]

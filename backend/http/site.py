@@ -18,6 +18,7 @@ from backend.http.metrics import CONTENT_TYPE, exposition
 from backend.http.pages import status_page
 from backend.http.relay.callers import Callers
 from backend.http.relay.errors import INTERNAL_SENTENCE, error_answer
+from backend.kit.postgres import DatabaseError, unavailable
 from backend.ledger.billing import BillingDoor
 from schemas.errors import BadRequest, ModelNotFound, NotFound, SuanpanError
 
@@ -74,6 +75,7 @@ def _application(handlers: list[Any]) -> Litestar:
         logging_config=None,
         exception_handlers={
             SuanpanError: _refused,
+            DatabaseError: _database_gone,
             HTTPException: _http_error,
             Exception: _unforeseen,
         },
@@ -171,6 +173,11 @@ def _refused(request: AnyRequest, error: SuanpanError) -> Response[bytes]:
         if name not in (b"content-length", b"x-request-id")
     }
     return Response(body, status_code=status, headers=kept)
+
+
+def _database_gone(request: AnyRequest, error: Exception) -> Response[bytes]:
+    _log.warning("database does not answer", path=request.url.path, error=type(error).__name__)
+    return _refused(request, unavailable())
 
 
 def _unforeseen(request: AnyRequest, error: Exception) -> Response[bytes]:

@@ -6,6 +6,7 @@ It sends what is committed and never decides what an event means.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 from typing import Final, Literal
 
@@ -34,6 +35,7 @@ from backend.kit.kafka import MalformedRecord
 from backend.kit.kafka_admin import KEYS_TOPIC, KafkaUnavailable, ensure_topics
 from backend.kit.kafka_outlet import Outgoing, Outlet, outgoing_of, outlet
 from backend.kit.postgres import Connection, DatabaseError, connect
+from backend.kit.tasks import ended, vital
 from schemas.errors import SiteProblem
 from schemas.event import Position, Recorded, shard_of
 
@@ -84,16 +86,24 @@ class Publisher:
         self._task: asyncio.Task[None] | None = None
         self._rows_sent = 0
         self._failures = 0
+        self._checked: Final = asyncio.Event()
         self.status = PublisherStatus("starting")
 
     def start(self) -> None:
-        self._task = asyncio.create_task(self._run())
+        self._task = vital(self._run(), "publisher")
+
+    async def wait_checked(self, timeout_s: float) -> None:
+        """Returns once Kafka was compared with the table (or cannot be, or another one leads).
+
+        Who accepts writes earlier could fork streams that a restored backup lacks.
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._checked.wait()
 
     async def stop(self) -> None:
         """Ends now; what was sent and not yet remembered is sent again by the next leader."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await ended(self._task)
         self._say("stopped")
 
     async def _run(self) -> None:
@@ -180,6 +190,7 @@ class Publisher:
 
     def _say(self, state: State, reason: str = "") -> None:
         self.status = PublisherStatus(state, reason, self._rows_sent)
+        self._checked.set()
 
     def _backoff_s(self) -> float:
         self._failures += 1

@@ -10,12 +10,13 @@ from typing import Final
 
 import structlog
 
-from backend.kit.postgres import Connection, DatabaseError, connect
+from backend.kit.postgres import DatabaseError, connect
 from backend.kit.tasks import ended, vital
 
 CHANNEL: Final = "suanpan_log"
 NOTIFY: Final = "SELECT pg_notify('suanpan_log', '')"
 LISTEN: Final = "LISTEN suanpan_log"
+ASYNCHRONOUS: Final = "SET synchronous_commit = off"
 
 NOTIFY_EVERY_S: Final = 0.02
 """At most one NOTIFY per this: each takes a cluster-wide lock while it commits."""
@@ -61,20 +62,20 @@ class LogWatch:
             event.set()
 
     async def _send(self) -> None:
-        connection: Connection | None = None
         while True:
             await self._to_send.wait()
-            self._to_send.clear()
             try:
-                if connection is None:
-                    connection = await connect(self._url, application="suanpan notify")
-                    await connection.execute("SET synchronous_commit = off")
-                await connection.execute(NOTIFY)
+                connection = await connect(self._url, application="suanpan notify")
+                async with connection:
+                    await connection.execute(ASYNCHRONOUS)
+                    while True:
+                        await self._to_send.wait()
+                        self._to_send.clear()
+                        await connection.execute(NOTIFY)
+                        await asyncio.sleep(NOTIFY_EVERY_S)
             except DatabaseError as error:
                 _log.debug("notify failed", error=type(error).__name__)
-                connection = None
                 await asyncio.sleep(_RETRY_S)
-            await asyncio.sleep(NOTIFY_EVERY_S)
 
     async def _listen(self) -> None:
         while True:

@@ -4,6 +4,8 @@ words.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from typing import Any, Final, LiteralString
 
 import psycopg
@@ -56,12 +58,24 @@ def conninfo(url: str, *, application: str) -> str:
 
 
 async def connect(url: str, *, application: str, prepare_after: int | None = 0) -> Connection:
-    """A connection in autocommit mode. Raises ConnectionLost when the server cannot be reached."""
-    return await AsyncConnection.connect(
-        conninfo(url, application=application),
-        autocommit=True,
-        prepare_threshold=prepare_after,
+    """A connection in autocommit mode. Raises ConnectionLost when the server cannot be reached.
+
+    Cancelled half-way it is still opened, and closed: a socket left in the middle of the handshake
+    would hold a server process, and whoever waits for that, for a minute.
+    """
+    opening = asyncio.create_task(
+        AsyncConnection.connect(
+            conninfo(url, application=application),
+            autocommit=True,
+            prepare_threshold=prepare_after,
+        )
     )
+    try:
+        return await asyncio.shield(opening)
+    except asyncio.CancelledError:
+        with contextlib.suppress(ConnectionLost):
+            await (await opening).close()
+        raise
 
 
 def make_pool(url: str, *, application: str, size_max: int, waiting_max: int = 200) -> Pool:

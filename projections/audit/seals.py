@@ -27,7 +27,7 @@ async def kafka_seals(bootstrap: str, site_id: UUID, findings: Findings) -> Seal
     records: list[bytes] = []
     async for batch in read_topics(bootstrap, (SEALS_TOPIC,)):
         records.extend(record.value or b"" for record in batch)
-    return SealedLog(_decoded(records), site_id, _noting(findings, "Kafka"))
+    return SealedLog(_decoded(records), site_id, _noting(findings, "Kafka"), by_partition=True)
 
 
 def _decoded(records: list[bytes]) -> Iterator[Seal]:

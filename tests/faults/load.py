@@ -131,14 +131,20 @@ class Load:
         self._stopping = True
         self.up.set()
         if error is not None:
-            for task in self._tasks:
-                task.cancel()
+            await self.hang_up()
         ended = await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._client.aclose()
-        if error is None:
-            for one in ended:
-                if isinstance(one, BaseException):
-                    raise one
+        for one in ended:
+            if error is None and isinstance(one, Exception):
+                raise one
+
+    async def hang_up(self) -> None:
+        """Drops all calls where they are, and makes no more."""
+        self._stopping = True
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._client.aclose()
 
     def ended(self, ending: Ending) -> list[Call]:
         return [call for call in self.calls if call.ending is ending]

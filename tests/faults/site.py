@@ -5,9 +5,11 @@ The provider lives in the test's own process, so that it outlives whatever is ki
 
 from __future__ import annotations
 
-from pathlib import Path
+import asyncio
+from collections.abc import Sequence
 from typing import Any
 
+import httpx
 import msgspec
 
 from backend.cli.site import open_site
@@ -18,6 +20,7 @@ from schemas.catalog import ChannelSettings
 from schemas.ids import account_stream
 from schemas.money import UPT_PER_POINT, MicroPoints
 from schemas.prices import PerCall, PerToken, Price
+from tests.faults.roles import NO_VALKEY
 from tests.upstream import FakeUpstream, Script
 
 PER_TOKEN = PerToken(input_npt=100_000, output_npt=200_000)
@@ -38,6 +41,7 @@ SCRIPTS = {
     "flat": Script(usage=_USAGE, usage_varies=True, first_byte_delay_s=0.02),
 }
 LOAD_MODELS = ("quick", "late-head", "long", "flat")
+KNOWN_TIMEOUT_S = 10.0
 PLENTY = 100_000
 SCANT = 4
 """Points: enough for a few calls at once and a few hundred in all."""
@@ -75,17 +79,21 @@ async def open_accounts(
     return tuple(made)
 
 
+async def until_served(url: str, accounts: Sequence[Account]) -> None:
+    """Waits until the process has heard of the models and of everybody's key."""
+    async with httpx.AsyncClient(trust_env=False) as client, asyncio.timeout(KNOWN_TIMEOUT_S):
+        for account in accounts:
+            headers = {"authorization": f"Bearer {account.key}"}
+            while True:
+                answer = await client.get(f"{url}/v1/models", headers=headers, timeout=5)
+                if answer.status_code == 200 and len(answer.json()["data"]) >= len(PRICES):
+                    break
+                await asyncio.sleep(0.03)
+
+
 def outside_database(app_url: str, owner_url: str) -> dict[str, str]:
     """The environment of a role whose Postgres is not its own."""
-    from tests.faults.roles import NO_VALKEY
-
     return {"DATABASE_URL": app_url, "DATABASE_OWNER_URL": owner_url, "REDIS_URL": NO_VALKEY}
-
-
-def folder_for(tmp_path: Path, name: str) -> Path:
-    folder = tmp_path / name
-    folder.mkdir()
-    return folder
 
 
 def whole_call(model: str) -> dict[str, Any]:

@@ -19,7 +19,14 @@ from tests.faults.chance import rounds
 from tests.faults.conftest import MakeRole
 from tests.faults.load import Ending, Load
 from tests.faults.roles import Role
-from tests.faults.site import LOAD_MODELS, PLENTY, SCANT, open_accounts, outside_database
+from tests.faults.site import (
+    LOAD_MODELS,
+    PLENTY,
+    SCANT,
+    open_accounts,
+    outside_database,
+    until_served,
+)
 from tests.upstream import FakeUpstream, Seen
 
 WIDTH = 16
@@ -94,14 +101,16 @@ async def test_after_a_kill_every_hold_gets_one_outcome_and_its_exact_charge(
     role = make_role("serve", outside_database(database.app_url, database.owner_url))
     await role.start()
     accounts = await open_accounts(role.environment, upstream.url, (PLENTY, PLENTY, SCANT))
-    await role.until_ready()
+    await until_served(role.url, accounts)
     phase_of = phases(chance)
     with_holds = lost_at_most = 0
+    orphaned: set[str] = set()
     async with Load(role.url, accounts, LOAD_MODELS, chance, WIDTH) as load:
         for number in range(rounds()):
             await load.until_answered(chance.randint(1, WIDTH))
             lost_at_most += await killed_at(phase_of(number), role, load, upstream, chance)
             orphans = await open_leases(database.app_url)
+            orphaned |= orphans
             with_holds += bool(orphans)
             await role.start()
             load.up.set()
@@ -112,6 +121,8 @@ async def test_after_a_kill_every_hold_gets_one_outcome_and_its_exact_charge(
     print(f"{len(books.requests)} requests, {with_holds} of {rounds()} kills with holds open")
     print(f"completed by the provider, not charged as reported: {unpaid}")
     assert len(unpaid) <= lost_at_most
+    assert orphaned.issuperset(unpaid), "only what a kill interrupted may go uncharged"
+    assert {call.status for call in load.ended(Ending.REFUSED)} <= {402, 503}
     assert with_holds * 2 > rounds(), "most kills must meet open holds"
     assert load.ended(Ending.BROKEN), "a kill under load breaks calls"
     await check_states(database.app_url, books)

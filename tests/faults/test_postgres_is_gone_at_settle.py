@@ -6,70 +6,20 @@ from __future__ import annotations
 
 import asyncio
 
-import httpx
-
 from tests.conftest import Database
 from tests.embedded_site import eventually
 from tests.faults.books import check_audit, open_leases, read_books, until_ended
+from tests.faults.calling import DUE, DUE_UPT, GATED, Calling, answered_once
 from tests.faults.conftest import MakeRole
 from tests.faults.gateway import Gateway
-from tests.faults.load import Call, Ending
+from tests.faults.load import Ending
 from tests.faults.roles import Role
-from tests.faults.site import Account, open_accounts, outside_database
-from tests.upstream import FakeUpstream, Script, Seen
+from tests.faults.site import open_accounts, outside_database, until_served
+from tests.upstream import FakeUpstream
 
 SETTLE_TIMEOUT_S = 10.0
 """How long a stream waits for its settlement before it ends with an error (DESIGN: 10 s)."""
 LONG_LEASES = {"LEASE_SECONDS": "60", "LEASE_RENEW_SECONDS": "20"}
-GATED = Script(
-    gated=True, usage={"prompt_tokens": 900, "completion_tokens": 300, "total_tokens": 1200}
-)
-DUE = "0.15"
-"""900 tokens at 100 and 300 at 200 micro-points."""
-CHUNKS = len(GATED.texts)
-
-
-class Calling:
-    """Calls that wait at the provider's gate."""
-
-    def __init__(self, role: Role, account: Account, upstream: FakeUpstream) -> None:
-        self._role = role
-        self._account = account
-        self._upstream = upstream
-        self._client = httpx.AsyncClient(trust_env=False, timeout=40)
-        self.calls: list[Call] = []
-        self.seen: list[Seen] = []
-        self._tasks: list[asyncio.Task[None]] = []
-
-    async def open(self, *, streamed: bool) -> Seen:
-        """Makes a call; returns when the provider has it."""
-        call = Call(self._account, "gated", streamed=streamed)
-        arrived = len(self._upstream.seen)
-        self.calls.append(call)
-        self._tasks.append(asyncio.create_task(call.make(self._client, self._role.url)))
-        seen = await self._upstream.arrived(arrived + 1, timeout_s=20)
-        self.seen.append(seen)
-        return seen
-
-    async def let_go(self) -> None:
-        """The provider answers all of them to the end."""
-        for seen in self.seen:
-            seen.allow(CHUNKS)
-        for seen in self.seen:
-            await seen.until("finished", timeout_s=20)
-
-    async def ended(self) -> None:
-        async with asyncio.timeout(40):
-            await asyncio.gather(*self._tasks)
-        await self._client.aclose()
-
-
-async def answered_once(role: Role, account: Account) -> None:
-    """The process has its connections from now on."""
-    call = Call(account, "quick", streamed=False)
-    async with httpx.AsyncClient(trust_env=False, timeout=20) as client:
-        await call.make(client, role.url)
-    assert call.ending is Ending.ANSWERED, call
 
 
 def spooled(role: Role) -> int:
@@ -88,6 +38,7 @@ async def test_usage_that_postgres_could_not_take_is_charged_once_whoever_died_m
         sweeping = make_role("worker", direct)
         accounts = await open_accounts(dying.environment | direct, upstream.url)
         await asyncio.gather(dying.start(), living.start(), sweeping.start())
+        await asyncio.gather(*(until_served(one.url, accounts) for one in (dying, living)))
         by_dying = Calling(dying, accounts[0], upstream)
         by_living = Calling(living, accounts[0], upstream)
         for calling in (by_dying, by_living):
@@ -121,7 +72,7 @@ async def test_usage_that_postgres_could_not_take_is_charged_once_whoever_died_m
             assert books.requests[seen.request_id].swept, "someone else swept it meanwhile"
             assert len(books.requests[seen.request_id].late) == 1
         charged = {request.charged_upt for request in books.requests.values()}
-        assert charged == {150_000}
+        assert charged == {DUE_UPT}
     await check_audit(dying.environment | direct)
 
 
@@ -134,6 +85,7 @@ async def test_an_append_whose_answer_was_lost_is_found_and_not_repeated(
         role = make_role("api", direct | {"DATABASE_URL": gateway.through(database.app_url)})
         accounts = await open_accounts(role.environment | direct, upstream.url)
         await role.start()
+        await until_served(role.url, accounts)
         await answered_once(role, accounts[0])
         calling = Calling(role, accounts[0], upstream)
         opening = asyncio.create_task(calling.open(streamed=True))

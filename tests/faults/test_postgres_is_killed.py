@@ -14,7 +14,7 @@ from tests.faults.chance import rounds
 from tests.faults.conftest import MakeRole
 from tests.faults.load import Ending, Load
 from tests.faults.roles import Role
-from tests.faults.site import LOAD_MODELS, PLENTY, SCANT, open_accounts
+from tests.faults.site import LOAD_MODELS, PLENTY, SCANT, open_accounts, until_served
 from tests.upstream import FakeUpstream
 
 WIDTH = 12
@@ -48,6 +48,7 @@ async def test_after_postgres_is_killed_every_answer_is_charged_as_reported(
     role = make_role("serve", {"RELAY_COOLDOWN_S": "1"})
     await role.start()
     accounts = await open_accounts(role.environment, upstream.url, (PLENTY, PLENTY, SCANT))
+    await until_served(role.url, accounts)
     async with Load(role.url, accounts, LOAD_MODELS, chance, WIDTH) as load:
         for number in range(KILLS):
             if number and number % KILLS_PER_START == 0:
@@ -78,6 +79,7 @@ async def test_the_relay_goes_on_while_valkey_is_gone(
     role = make_role("serve", {})
     await role.start()
     accounts = await open_accounts(role.environment, upstream.url)
+    await until_served(role.url, accounts)
     async with Load(role.url, accounts, ("quick", "long"), chance, 4) as load:
         await load.until_answered(4)
         await kill_and_await_another(role, "valkey-server")

@@ -1,26 +1,94 @@
-"""A process that sleeps past its lease and wakes, one that is asked to end, and two that sweep."""
+"""A process that sleeps past its leases and wakes, and one that is asked to end under load."""
 
 from __future__ import annotations
 
 import asyncio
 from random import Random
 
-import httpx
-
-from backend.folds import ALL_FOLDS
-from backend.kit.clock import SystemClock
-from backend.ledger.leases import LeaseKeeper, Progress
-from backend.ledger.points import Points
-from backend.ledger.spool import Spool
-from schemas.ids import ChannelId
-from schemas.ledger import ReleaseReason
-from schemas.usage import Basis, Usage
+from schemas.money import format_points
 from tests.conftest import Database
 from tests.faults.books import check_audit, check_states, open_leases, read_books, until_ended
+from tests.faults.calling import DUE, DUE_UPT, GATED, Calling
 from tests.faults.conftest import MakeRole
-from tests.faults.load import Call, Ending, Load
-from tests.faults.site import PRICES, open_accounts, outside_database
-from tests.given import hold_asked, new_request
-from tests.integration.identity_site import Process, process_of
-from tests.upstream import FakeUpstream, Script
-from workers.sweeping import Sweeper
+from tests.faults.load import Ending, Load
+from tests.faults.site import open_accounts, outside_database, until_served
+from tests.upstream import FakeUpstream
+
+WIDTH = 12
+
+
+async def test_usage_of_a_process_that_slept_past_its_leases_is_late_and_not_a_second_outcome(
+    database: Database, upstream: FakeUpstream, make_role: MakeRole
+) -> None:
+    upstream.by_model["gated"] = GATED
+    environment = outside_database(database.app_url, database.owner_url)
+    sleeper, sweeper = make_role("api", environment), make_role("worker", environment)
+    accounts = await open_accounts(sleeper.environment, upstream.url)
+    await asyncio.gather(sleeper.start(), sweeper.start())
+    await until_served(sleeper.url, accounts)
+    calling = Calling(sleeper, accounts[0], upstream)
+    begun = await calling.open(streamed=True)
+    begun.allow(2)
+    await begun.until("chunks:2")
+    unbegun = await calling.open(streamed=True)
+    whole = await calling.open(streamed=False)
+    await asyncio.sleep(1)  # a renewal carries that the first one has begun: 0.5 s apart
+    sleeper.pause()
+    await until_ended(database.app_url)
+    await calling.let_go()
+    sleeper.resume()
+    await calling.ended()
+    books = await read_books(database.app_url)
+    assert books.check(accounts, calling.calls, upstream.reported()) == []
+    assert {call.points for call in calling.calls} == {DUE}
+    for seen, released in ((begun, 0), (unbegun, 1), (whole, 1)):
+        request = books.requests[seen.request_id]
+        assert request.swept
+        assert len(request.released) == released
+        assert [late.amount_upt > 0 for late in request.late] == [True]
+        assert request.charged_upt == DUE_UPT, format_points(request.charged_upt)
+    await check_states(database.app_url, books)
+    await check_audit(sleeper.environment)
+
+
+async def test_calls_under_way_end_and_are_settled_when_the_process_is_asked_to_end(
+    database: Database, upstream: FakeUpstream, make_role: MakeRole, chance: Random
+) -> None:
+    role = make_role("api", outside_database(database.app_url, database.owner_url))
+    accounts = await open_accounts(role.environment, upstream.url)
+    await role.start()
+    await until_served(role.url, accounts)
+    async with Load(role.url, accounts, ("long", "late-head"), chance, WIDTH) as load:
+        await load.until_answered(WIDTH)
+        under_way = [call for call in load.in_flight if call.status == 200]
+        load.up.clear()
+        role.ask_to_stop()
+        await load.until_idle()
+        assert await role.ended() == 0
+    assert under_way
+    assert {call.ending for call in under_way} == {Ending.ANSWERED}, under_way
+    assert await open_leases(database.app_url) == set(), "nothing is left to a sweep"
+    books = await read_books(database.app_url)
+    assert books.check(accounts, load.calls, upstream.reported()) == []
+    answered = {call.request_id for call in load.ended(Ending.ANSWERED)}
+    assert books.requests.keys() == answered, "whoever was let in was answered"
+    assert not any(request.swept for request in books.requests.values())
+
+
+async def test_a_process_whose_clients_hung_up_ends_soon_and_settles_what_they_owe(
+    database: Database, upstream: FakeUpstream, make_role: MakeRole, chance: Random
+) -> None:
+    role = make_role("api", outside_database(database.app_url, database.owner_url))
+    accounts = await open_accounts(role.environment, upstream.url)
+    await role.start()
+    await until_served(role.url, accounts)
+    async with Load(role.url, accounts, ("long", "quick"), chance, WIDTH) as load:
+        await load.until_answered(WIDTH)
+        await load.hang_up()
+        began_s = asyncio.get_running_loop().time()
+        role.ask_to_stop()
+        assert await role.ended() == 0
+        assert asyncio.get_running_loop().time() - began_s < 10
+    assert await open_leases(database.app_url) == set()
+    books = await read_books(database.app_url)
+    books.check(accounts, load.calls, upstream.reported())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager
 from urllib.parse import urlsplit
 
@@ -45,13 +45,14 @@ class Process(msgspec.Struct):
     catalog: Catalog
     opening: Opening
     grants: Grants
+    watch: LogWatch
     keys: KeyView
     channels: CatalogView
     view: StateView
 
 
 @asynccontextmanager
-async def process_of(database_url: str, secret: str = SECRET_TEXT) -> AsyncIterator[Process]:
+async def process_of(database_url: str, secret: str = SECRET_TEXT) -> AsyncGenerator[Process]:
     """A process with its own writer and views; the view is loaded but does not tail by itself."""
     clock, randomness, site_secret = SystemClock(), SystemRandomness(), SiteSecret(secret)
     watch = LogWatch(database_url)
@@ -73,6 +74,7 @@ async def process_of(database_url: str, secret: str = SECRET_TEXT) -> AsyncItera
                 catalog=catalog,
                 opening=Opening(writer, identity, catalog, randomness),
                 grants=Grants(writer, pool, identity, site_secret),
+                watch=watch,
                 keys=keys,
                 channels=channels,
                 view=view,
@@ -98,7 +100,7 @@ async def caught_up(site: Process) -> None:
 
 
 @contextmanager
-def outage(database: Database) -> Iterator[None]:
+def outage(database: Database) -> Generator[None]:
     """The database refuses connections and drops those that are open, until the end."""
     with psycopg.connect(_beside(database), autocommit=True) as connection:
         name = sql.Identifier(database.name)
@@ -115,7 +117,7 @@ def outage(database: Database) -> Iterator[None]:
 async def until(happened: Callable[[], bool], timeout_s: float = 15.0) -> None:
     """Returns once it is so. Raises TimeoutError."""
     async with asyncio.timeout(timeout_s):
-        while not happened():
+        while not happened():  # noqa: ASYNC110 - the view announces nothing
             await asyncio.sleep(0.01)
 
 

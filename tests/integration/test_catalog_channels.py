@@ -221,13 +221,14 @@ async def test_ending_what_has_ended_does_not_stop_a_new_channel(
         demo = (await site.catalog.list_channels())[0].channel
         (key,) = [key async for key, _ in site.identity.list_keys()]
         parts = (disabling(demo, "by hand"), revocation(key, "cli"))
-        added, *_ = await asyncio.gather(
-            site.opening.add_channel(ONE, "sk-one"),
+        adding = asyncio.create_task(site.opening.add_channel(ONE, "sk-one"))
+        await asyncio.gather(
             *(
                 site.writer.submit(Command(site.writer.new_id(), part.streams, part.decide))
                 for part in parts
-            ),
+            )
         )
+        added = await adding
         await caught_up(site)
         assert site.channels.channel(added.channel) is not None
         assert site.channels.channel(demo) is None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -23,7 +23,7 @@ LISTS = {"/v1/models": (200, "application/json", MODELS)}
 
 
 @contextmanager
-def provider(answers: dict[str, Answer]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+def provider(answers: dict[str, Answer]) -> Generator[tuple[str, list[dict[str, Any]]]]:
     """(base URL, requests seen) of an HTTP server that answers paths as told, else 404."""
     seen: list[dict[str, Any]] = []
 

@@ -258,8 +258,16 @@ def test_a_database_without_tables_asks_for_migrate(
 
 
 def test_a_site_that_does_not_run_is_said_to(shell: Shell) -> None:
+    shell._environment["PORT"] = "9"
     found = shell.json("health", code=1)
     assert found["status"] == "not running"
+    assert "127.0.0.1:9" in found["why"][0]
+
+
+def test_a_state_that_cannot_be_read_points_at_the_audit(anna: Shell, database: Database) -> None:
+    with psycopg.connect(database.superuser_url, autocommit=True) as connection:
+        connection.execute("UPDATE streams SET state = '[]' WHERE stream = 'account:1'")
+    assert "suanpan audit" in anna.refused("balance", "--user", "anna")
 
 
 def test_another_secret_than_the_sites_is_refused(anna: Shell) -> None:

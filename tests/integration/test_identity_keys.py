@@ -9,7 +9,6 @@ import pytest
 
 from backend.identity.key import KEY, Key
 from backend.identity.service import KeyAsked
-from backend.journal.wake import LogWatch
 from schemas.errors import BadRequest, NotFound
 from schemas.ids import KeyId, PersonId, account_stream
 from tests.conftest import Database
@@ -149,8 +148,7 @@ async def test_the_view_serves_what_it_has_while_postgres_is_away(
 
 async def test_a_watch_that_never_wakes_delays_and_does_not_lose(database: Database) -> None:
     async with process_of(database.app_url) as here, process_of(database.app_url) as there:
-        deaf = LogWatch(database.app_url)
-        there.view._watch = deaf
+        await there.watch.stop()
         there.view.start()
         person = (await here.opening.open_person("anna", None)).person
         new = await here.identity.create_key(person, KeyAsked())

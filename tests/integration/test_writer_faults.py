@@ -315,7 +315,8 @@ async def test_a_stopping_writer_commits_what_was_queued(database: Database) -> 
         writer.start()
         await asyncio.sleep(0)
         await writer.stop()
-        assert all(isinstance(await task, Landed) for task in tasks)
+        outcomes = await asyncio.gather(*tasks)
+        assert all(isinstance(outcome, Landed) for outcome in outcomes)
     assert len(await assert_sound(database)) == 600
 
 

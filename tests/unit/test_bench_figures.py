@@ -11,7 +11,7 @@ from rich.console import Console
 from bench.machine import machine
 from bench.meter import Meter
 from bench.processes import cpu_times, descendants, name_of, pss_kb
-from bench.report import Results, line_of, met_goals, show, value_text, write_json
+from bench.report import Results, line_of, met_goals, show, value_text, write_json, write_markdown
 from bench.rows import Figure, Row, at_least, at_most
 from bench.sampler import BEGIN, Profile, sampling
 from bench.spread import Spread, spread_of
@@ -59,6 +59,12 @@ def test_the_table_shows_values_goals_errors_and_why_something_was_skipped(tmp_p
     for expected in ("1,234 /s", "≥ 2,500", "missed", "status 500", "no Java here", "busy: 0.50"):
         assert expected in shown
     assert "7 ERRORS" in line_of(rows[0])
+    write_markdown(tmp_path / "results.md", results)
+    lines = (tmp_path / "results.md").read_text().splitlines()
+    assert lines[4] == (
+        "| calls (busy) | calls 1,234 /s, **7 errors** | calls ≥ 2,500: **missed** |"
+    )
+    assert lines[5] == "| calls, Kafka | skipped: no Java here | |"
     write_json(tmp_path / "results.json", results)
     assert '"first_errors": [' in (tmp_path / "results.json").read_text()
 

@@ -1,0 +1,92 @@
+"""Two processes sweep the requests of a third that died: each request is ended once."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+from backend.folds import ALL_FOLDS
+from backend.kit.clock import SystemClock
+from backend.ledger.leases import LeaseKeeper, Progress
+from backend.ledger.points import Points
+from backend.ledger.spool import Spool
+from schemas.ids import ChannelId, RequestId
+from schemas.ledger import ReleaseReason
+from schemas.prices import cost_of
+from schemas.usage import Basis, Usage
+from tests.conftest import Database
+from tests.faults.books import check_states, open_leases, read_books, until_ended
+from tests.faults.site import PER_TOKEN, PLENTY, Account, open_accounts, outside_database
+from tests.given import hold_asked, new_request
+from tests.integration.identity_site import Process, process_of
+from workers.sweeping import Sweeper
+
+HOLDS = 60
+LEASE_S = 1
+SPOKEN = Progress(input=40, output=7, begun=True, channel=ChannelId(1))
+PRICE_REF_OF = "quick"
+
+
+async def died(process: Process, accounts: tuple[Account, ...]) -> dict[RequestId, bool]:
+    """Holds of a process that then says no more; whether each had begun to answer."""
+    points = Points(process.writer, process.pool)
+    keeper = LeaseKeeper(process.pool, SystemClock(), LEASE_S, 0.1)
+    ref = (await process.catalog.newest_price(PRICE_REF_OF) or _no_price())[0]
+    begun: dict[RequestId, bool] = {}
+    for number in range(HOLDS):
+        request = new_request()
+        asked = hold_asked(
+            request, PER_TOKEN, model=ref.model, price_ref=ref, lease_s=LEASE_S, output_limit=100
+        )
+        account = accounts[number % len(accounts)]
+        await points.hold(account.stream, asked, process.writer.new_id())
+        begun[request] = number % 2 == 0
+        progress = SPOKEN if begun[request] else Progress(input=40)
+        keeper.track(request, lambda progress=progress: progress)
+    keeper.start()
+    await asyncio.sleep(0.5)  # several renewals, which are 0.1 s apart
+    await keeper.stop()
+    return begun
+
+
+async def test_two_sweepers_end_each_request_once(database: Database, tmp_path: Path) -> None:
+    environment = outside_database(database.app_url, database.owner_url)
+    environment |= {"SUANPAN_DATA_DIR": str(tmp_path / "data")}
+    accounts = await open_accounts(environment, "http://127.0.0.1:1/v1", (PLENTY,) * 3)
+    async with AsyncExitStack() as stack:
+        processes = [await stack.enter_async_context(process_of(database.app_url)) for _ in "ab"]
+        begun = await died(processes[0], accounts)
+        sweepers = [
+            Sweeper(
+                process.pool,
+                ALL_FOLDS,
+                Points(process.writer, process.pool),
+                process.catalog.prices,
+                Spool(tmp_path / f"spool{number}"),
+                every_s=0.02,
+            )
+            for number, process in enumerate(processes)
+        ]
+        assert await open_leases(database.app_url) == set(begun)
+        for sweeper in sweepers:
+            sweeper.start()
+        await until_ended(database.app_url)
+        for sweeper in sweepers:
+            await sweeper.stop()
+    books = await read_books(database.app_url)
+    books.check(accounts, [], {})
+    assert sum(sweeper.swept for sweeper in sweepers) == HOLDS
+    assert all(sweeper.swept for sweeper in sweepers), "both had their share"
+    owed_upt = cost_of(PER_TOKEN, Usage(input=40, output=7))
+    for request, spoke in begun.items():
+        ended = books.requests[request]
+        if spoke:
+            assert [(e.basis, e.amount_upt) for e in ended.settled] == [(Basis.COUNTED, owed_upt)]
+        else:
+            assert [e.reason for e in ended.released] == [ReleaseReason.SWEPT]
+    await check_states(database.app_url, books)
+
+
+def _no_price() -> tuple[object, object]:
+    raise AssertionError("the model has a price")
