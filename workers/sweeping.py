@@ -80,10 +80,18 @@ class Sweeper:
         for lease in expired:
             state = states.get(lease.account, (0, Account()))[1]
             hold = state.holds.get(lease.request_id)
-            if hold is not None and await self._end(lease, hold):
+            if hold is not None and await self._ended(lease, hold):
                 ended += 1
         self.swept += ended
         return ended
+
+    async def _ended(self, lease: Expired, hold: Hold) -> bool:
+        """One that cannot be ended waits for the next pass, and the others do not wait for it."""
+        try:
+            return await self._end(lease, hold)
+        except (SuanpanError, ValueError) as error:
+            _log.error("not swept", request_id=lease.request_id, error=type(error).__name__)
+            return False
 
     async def _end(self, lease: Expired, hold: Hold) -> bool:
         guard = LeaseSweep(lease.request_id, lease.generation)

@@ -77,6 +77,7 @@ async def founded(settings: Settings, *, migrates: bool) -> AsyncGenerator[Found
         writer.start()
         stack.push_async_callback(writer.stop)
         identity = Identity(writer, pool, secret, clock, randomness)
+        await identity.data_keys.check_secret()
         catalog = Catalog(writer, pool, secret, randomness)
         opening = Opening(writer, identity, catalog, randomness)
         yield Foundation(

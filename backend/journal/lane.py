@@ -227,11 +227,27 @@ class Lane:
                 heads[stream] = head
                 if head.version > 0:
                     self._cache.put(stream, head, size)
+        # After the heads: what lands between the two is found, and heads without it do not match.
+        pendings = await self._without_landed(connection, pendings)
         batch = Batch(self._folds, heads, self._now_us(), self._new_event_id)
         round_ = Round(batch, frozenset(missing))
         for pending in pendings:
             round_.decide(pending)
         return round_
+
+    async def _without_landed(
+        self, connection: Connection, pendings: list[Pending]
+    ) -> list[Pending]:
+        """Answers those that an append without an answer has recorded after all.
+
+        On top of itself a command cannot be decided: a request that is held is not held again.
+        """
+        blind = {p.command.command_id: p for p in pendings if p.sent_events}
+        if not blind:
+            return pendings
+        for entry in await find_taken(connection, list(blind)):
+            await self._resolve_taken(connection, blind[entry.command_id], entry)
+        return [pending for pending in pendings if not pending.future.done()]
 
     async def _resolve(self, connection: Connection, round_: Round, result: AppendResult) -> None:
         if result.read_only_reason is not None:

@@ -134,7 +134,16 @@ async def find_expired(connection: Connection, count_max: int) -> list[Expired]:
             RequestId(request_id),
             account,
             generation,
-            msgspec.json.decode(progress, type=Progress) if progress else Progress(),
+            _progress_of(progress),
         )
         for request_id, account, generation, progress in rows
     ]
+
+
+def _progress_of(text: str) -> Progress:
+    """Nothing where it was never renewed, or cannot be read: then the caller is not charged."""
+    try:
+        return msgspec.json.decode(text, type=Progress) if text else Progress()
+    except msgspec.DecodeError:
+        _log.error("a lease's progress cannot be read")
+        return Progress()

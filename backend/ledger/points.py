@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from hashlib import sha256
 from typing import Final
 from uuid import UUID
@@ -166,6 +166,8 @@ class Points:
         raise IdempotencyConflict("This Idempotency-Key failed too often; use a new key.")
 
     async def _is_free(self, rows: list[Recorded]) -> bool:
+        if not rows:
+            return False  # long ago: its events have been exported and detached
         first = decode(rows[0])
         if isinstance(first, RequestRefused):
             return True
@@ -177,8 +179,11 @@ class Points:
 
     async def outcome_of(self, request_id: RequestId) -> tuple[Recorded, ...]:
         """The rows that ended a request; empty while it is in flight or was never let in."""
+        return await self._rows_of(outcome_command_id(request_id))
+
+    async def _rows_of(self, command_id: UUID) -> tuple[Recorded, ...]:
         async with self._pool.connection() as connection:
-            found = await find_command(connection, outcome_command_id(request_id))
+            found = await find_command(connection, command_id)
         return () if found is None else tuple(found[1])
 
     async def _after_the_end(self, account: str, asked: SettleAsked) -> Charged:
@@ -192,7 +197,7 @@ class Points:
                     return await self._late(account, asked, row.event_id, MicroPoints(0))
                 case _:
                     continue
-        return _charged_of(tuple(decode(row) for row in rows))
+        return _charged_of(_decoded(rows))
 
     async def _late(
         self, account: str, asked: SettleAsked, sweep_event_id: UUID, charged_upt: MicroPoints
@@ -202,11 +207,13 @@ class Points:
             return decide_late(standing.state, standing.version, asked, sweep_event_id, charged_upt)
 
         command = Command(late_command_id(asked.request_id), (account,), decide, urgent=True)
-        outcome = await self._writer.submit(command, SETTLE_TIMEOUT_S)
-        events = outcome.events if isinstance(outcome, Landed) else ()
-        late = next((event for event in events if isinstance(event, UsageLate)), None)
-        if late is None:
-            return Charged(charged_upt)
+        match await self._writer.submit(command, SETTLE_TIMEOUT_S):
+            case Landed(events):
+                late = _charged_of(events)
+            case AlreadyDone(_, rows):
+                late = _charged_of(_decoded(rows))
+            case Refused():
+                late = Charged(MicroPoints(0))
         return Charged(MicroPoints(charged_upt + late.amount_upt), late.shortfall_upt)
 
     async def _used_before(
@@ -217,15 +224,16 @@ class Points:
             return IdempotencyConflict(
                 "This Idempotency-Key was used before with another body; use a new key."
             )
-        first = decode(rows[0])
+        first = decode(rows[0]) if rows else None
         if not isinstance(first, PointsHeld):
-            return IdempotencyConflict("This Idempotency-Key was refused before; use a new key.")
+            return IdempotencyConflict("This Idempotency-Key was used before; use a new key.")
         ended = await self.outcome_of(first.request_id)
         if not ended:
             return IdempotencyConflict(
                 f"Request {first.request_id} with this Idempotency-Key is still in flight."
             )
-        charged = _charged_of(tuple(decode(row) for row in ended))
+        late = await self._rows_of(late_command_id(first.request_id))
+        charged = _charged_of(_decoded((*ended, *late)))
         return IdempotencyConflict(
             f"Request {first.request_id} with this Idempotency-Key was answered before and "
             f"charged {format_points(charged.amount_upt)} points."
@@ -255,11 +263,18 @@ def _held_of(events: tuple[object, ...], states: tuple[object, ...]) -> Held:
     raise AssertionError("a hold lands as PointsHeld or RequestRefused")
 
 
+def _decoded(rows: Sequence[Recorded]) -> tuple[object, ...]:
+    return tuple(decode(row) for row in rows)
+
+
 def _charged_of(events: tuple[object, ...]) -> Charged:
     amount_upt = shortfall_upt = 0
     for event in events:
         if isinstance(event, HoldSettled):
             amount_upt += event.amount_upt
+        elif isinstance(event, UsageLate):
+            amount_upt += event.amount_upt
+            shortfall_upt += event.shortfall_upt
         elif isinstance(event, ShortfallRecorded):
             shortfall_upt += event.amount_upt
     return Charged(MicroPoints(amount_upt), MicroPoints(shortfall_upt))

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Final
 
 import msgspec
 import structlog
 
+from backend.kit.postgres import DatabaseError
 from backend.ledger.decide import SettleAsked
 from backend.ledger.points import Points
 from schemas.errors import Unavailable
@@ -33,6 +35,8 @@ class Spool:
     def __init__(self, folder: Path) -> None:
         self._folder: Final = folder
         self._replaying: Final = asyncio.Lock()
+        self._failures: Final[Counter[str]] = Counter()
+        """How often each file could not be settled: those that could not come last."""
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def waiting(self) -> int:
@@ -45,33 +49,49 @@ class Spool:
         _log.warning("settlement spooled", request_id=asked.request_id)
 
     async def replay(self, points: Points) -> int:
-        """Settles what waits; returns how many landed. Stops at the first that Postgres refuses."""
+        """Settles what waits; returns how many landed. Stops while Postgres does not answer."""
         landed = 0
         async with self._replaying:
-            for path in sorted(self._folder.glob("*.json")):
-                try:
-                    spooled = msgspec.json.decode(path.read_bytes(), type=Spooled)
-                    await points.settle(spooled.account, spooled.asked)
-                except FileNotFoundError:
-                    continue  # another process of this data folder was faster
-                except msgspec.DecodeError:
-                    _log.error("spooled settlement is damaged", file=path.name)
-                    path.rename(path.with_suffix(".damaged"))
+            for path in self._in_turn():
+                spooled = self._read(path)
+                if spooled is None:
                     continue
-                except Unavailable:
+                self._failures[path.name] += 1
+                try:
+                    await points.settle(spooled.account, spooled.asked)
+                except (Unavailable, DatabaseError):
                     break
+                except ValueError:
+                    # I3, I4: its account's history refuses it. The others must not wait for that.
+                    _log.error("spooled settlement refused", file=path.name, exc_info=True)
+                    continue
                 path.unlink(missing_ok=True)
+                del self._failures[path.name]
                 landed += 1
         return landed
+
+    def _in_turn(self) -> list[Path]:
+        files = self._folder.glob("*.json")
+        return sorted(files, key=lambda path: (self._failures[path.name], path.name))
+
+    def _read(self, path: Path) -> Spooled | None:
+        """None where another process of this data folder was faster, or the bytes are torn."""
+        try:
+            return msgspec.json.decode(path.read_bytes(), type=Spooled)
+        except FileNotFoundError:
+            return None
+        except msgspec.DecodeError:
+            _log.error("spooled settlement is damaged", file=path.name)
+            path.rename(path.with_suffix(".damaged"))
+            return None
 
     def _write(self, name: str, data: bytes) -> None:
         draft = self._folder / f".{name}.{os.getpid()}"
         descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        try:
-            os.write(descriptor, data)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
             os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
         draft.rename(self._folder / name)
         folder = os.open(self._folder, os.O_RDONLY)
         try:

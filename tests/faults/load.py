@@ -100,6 +100,7 @@ class Load:
     ) -> None:
         self.calls: list[Call] = []
         self.in_flight: set[Call] = set()
+        self._changed = asyncio.Condition()
         self.up = asyncio.Event()
         self.up.set()
         self.on_start: Callable[[], None] = _nothing
@@ -152,15 +153,13 @@ class Load:
     async def until_answered(self, count: int, timeout_s: float = 30) -> None:
         """Waits for so many more answers."""
         wanted = len(self.ended(Ending.ANSWERED)) + count
-        async with asyncio.timeout(timeout_s):
-            while len(self.ended(Ending.ANSWERED)) < wanted:
-                await asyncio.sleep(0.02)
+        async with asyncio.timeout(timeout_s), self._changed:
+            await self._changed.wait_for(lambda: len(self.ended(Ending.ANSWERED)) >= wanted)
 
     async def until_idle(self, timeout_s: float = 60) -> None:
         """Waits until no call is under way; clear `up` first."""
-        async with asyncio.timeout(timeout_s):
-            while self.in_flight:
-                await asyncio.sleep(0.02)
+        async with asyncio.timeout(timeout_s), self._changed:
+            await self._changed.wait_for(lambda: not self.in_flight)
 
     async def _caller(self) -> None:
         while not self._stopping:
@@ -179,6 +178,8 @@ class Load:
                 await call.make(self._client, self._url)
             finally:
                 self.in_flight.discard(call)
+            async with self._changed:
+                self._changed.notify_all()
             if call.ending in (Ending.BROKEN, Ending.REFUSED) or self._pause_s:
                 # Refused again and again, a caller must not keep everybody else from running.
                 await asyncio.sleep(max(self._pause_s, 0.02))

@@ -24,7 +24,7 @@ SHORT_LEASES = {
 NO_VALKEY = "redis://127.0.0.1:1/0"
 """Given so that no Valkey is started where a test needs none."""
 READY_TIMEOUT_S = 40.0
-STOP_TIMEOUT_S = 40.0
+STOP_TIMEOUT_S = 60.0
 
 
 def free_port() -> int:
@@ -84,7 +84,7 @@ class Role:
 
     async def until_ready(self) -> None:
         async with httpx.AsyncClient(trust_env=False) as client, asyncio.timeout(READY_TIMEOUT_S):
-            while not await self._is_ready(client):
+            while not await self._is_ready(client):  # noqa: ASYNC110 - another process
                 await asyncio.sleep(0.03)
 
     def kill(self) -> None:

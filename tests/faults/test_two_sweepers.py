@@ -25,19 +25,20 @@ from workers.sweeping import Sweeper
 HOLDS = 60
 LEASE_S = 1
 SPOKEN = Progress(input=40, output=7, begun=True, channel=ChannelId(1))
-PRICE_REF_OF = "quick"
 
 
 async def died(process: Process, accounts: tuple[Account, ...]) -> dict[RequestId, bool]:
     """Holds of a process that then says no more; whether each had begun to answer."""
     points = Points(process.writer, process.pool)
     keeper = LeaseKeeper(process.pool, SystemClock(), LEASE_S, 0.1)
-    ref = (await process.catalog.newest_price(PRICE_REF_OF) or _no_price())[0]
+    newest = await process.catalog.newest_price("quick")
+    assert newest is not None
+    ref, price = newest
     begun: dict[RequestId, bool] = {}
     for number in range(HOLDS):
         request = new_request()
         asked = hold_asked(
-            request, PER_TOKEN, model=ref.model, price_ref=ref, lease_s=LEASE_S, output_limit=100
+            request, price, model=ref.model, price_ref=ref, lease_s=LEASE_S, output_limit=100
         )
         account = accounts[number % len(accounts)]
         await points.hold(account.stream, asked, process.writer.new_id())
@@ -86,7 +87,3 @@ async def test_two_sweepers_end_each_request_once(database: Database, tmp_path: 
         else:
             assert [e.reason for e in ended.released] == [ReleaseReason.SWEPT]
     await check_states(database.app_url, books)
-
-
-def _no_price() -> tuple[object, object]:
-    raise AssertionError("the model has a price")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -68,9 +69,9 @@ async def _dates(site: RunningSite, anna: Customer) -> None:
         assert reply.status == 200, reply.body
         return reply.json["total_usage"]
 
-    arrived = False
-    while not arrived:
-        arrived = await total(start=today - timedelta(days=1)) == 15
+    async with asyncio.timeout(10):
+        while await total(start=today - timedelta(days=1)) != 15:
+            await asyncio.sleep(0.02)
     month = timedelta(days=30)
     assert await total(start=today - month, end=today + timedelta(days=1)) == 15
     assert await total(end=today) == 15
