@@ -10,14 +10,17 @@ from pathlib import Path
 
 import msgspec
 from rich.console import Console
+from rich.text import Text
 
 from backend.kit.logs import configure_logs
+from backend.kit.postgres import DatabaseError
 from backend.kit.settings import LogSettings
 from bench.children import BenchmarkProblem
 from bench.machine import machine
 from bench.options import PARTS, QUICK, Options
 from bench.profiles import show_profiles
 from bench.report import Results, line_of, met_goals, show, write_json, write_markdown
+from bench.rows import Row
 from bench.suite import run
 from schemas.errors import SuanpanError
 
@@ -33,24 +36,34 @@ def main(arguments: list[str] | None = None) -> int:
     configure_logs(LogSettings(level="warning"), sys.stderr)
     console, progress = Console(), Console(stderr=True, soft_wrap=True)
     facts = machine()
+    rows: list[Row] = []
+
+    def note(row: Row) -> None:
+        rows.append(row)
+        progress.print(f"· {line_of(row)}")
+
+    broken = False
     try:
         if "profile" in options.parts:
             asyncio.run(show_profiles(options, console))
-        rows = asyncio.run(run(options, lambda row: progress.print(f"· {line_of(row)}")))
-    except (BenchmarkProblem, SuanpanError) as problem:
-        progress.print(f"[red]bench: {problem}[/red]")
-        return 1
-    if not rows:
-        return 0
-    results = Results(facts, chosen.quick, os.getloadavg()[0], rows)
+        asyncio.run(run(options, note))
+    except (BenchmarkProblem, SuanpanError, OSError, DatabaseError) as problem:
+        # What was measured before is shown all the same.
+        progress.print(Text(f"bench: {problem}", style="red"))
+        broken = True
+    if rows:
+        _publish(Results(facts, chosen.quick, os.getloadavg()[0], rows), chosen, console)
+    return 1 if broken or any(row.errors for row in rows) else 0
+
+
+def _publish(results: Results, chosen: argparse.Namespace, console: Console) -> None:
     if chosen.json is not None:
         write_json(chosen.json, results)
     if chosen.markdown is not None:
         write_markdown(chosen.markdown, results)
     show(console, results)
-    met, goals = met_goals(rows)
+    met, goals = met_goals(results.rows)
     console.print(f"{met} of {goals} goals met (they do not gate anything)")
-    return 1 if any(row.errors for row in rows) else 0
 
 
 def _parser() -> argparse.ArgumentParser:

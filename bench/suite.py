@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from bench.calls import calls_rows, direct_rows, hot_account_row, lone_rows
-from bench.children import BenchmarkProblem, running_upstream
+from bench.children import running_upstream
 from bench.deployments import FOUR_API, ONE_API, SERVE, with_kafka
 from bench.idle import idle_rows
 from bench.journal import journal_rows
@@ -25,13 +25,11 @@ ON_ONE_SITE: Final = frozenset({"lone", "calls", "streams", "memory", "journal"}
 Tell = Callable[[Row], None]
 
 
-async def run(options: Options, tell: Tell) -> list[Row]:
-    """All parts that were asked for; each row is told as soon as it is there."""
-    rows: list[Row] = []
+async def run(options: Options, tell: Tell) -> None:
+    """All parts that were asked for; rows are told as soon as they are there."""
 
     def note(found: list[Row]) -> None:
         for row in found:
-            rows.append(row)
             tell(row)
 
     async with running_upstream() as upstream:
@@ -44,7 +42,6 @@ async def run(options: Options, tell: Tell) -> list[Row]:
     if "idle" in options.parts:
         with bench_folder() as folder:
             note(await idle_rows(folder, options))
-    return rows
 
 
 async def _on_one_site(
@@ -108,6 +105,3 @@ async def _broker() -> AsyncGenerator[Broker]:
             yield broker
         finally:
             broker.stop()
-
-
-__all__ = ["BenchmarkProblem", "run"]

@@ -174,7 +174,8 @@ class StreamsComparison:
             what = f"`streams` says version {row.version}, the log ends here"
             self._differs(row.stream, line.version, what)
         elif (owner := self._owner_of(row.hash)) is not None and line.version > 0:
-            self._differs(row.stream, line.version, f"`streams` has the head of {owner.stream} here")
+            what = f"`streams` has the head of {owner.stream} here"
+            self._differs(row.stream, line.version, what)
         elif owner is not None:
             self._renamed.add(owner.stream)
             self._differs(owner.stream, owner.version, f"`streams` calls it {row.stream}")

@@ -25,6 +25,7 @@ from backend.journal.seal import (
 )
 from backend.kit.clock import Clock, Randomness
 from backend.kit.postgres import Connection, DatabaseError, connect
+from backend.kit.tasks import ended, vital
 from projections.sealed_files import SealFolder, load_or_make_key, tree_of
 from projections.sealed_log import SealedLog
 from projections.verifying import Verifier
@@ -80,13 +81,11 @@ class TableSealer:
         self._alarms: list[str] = []
 
     def start(self) -> None:
-        self._task = asyncio.create_task(self._run())
+        self._task = vital(self._run(), "sealer")
 
     async def stop(self) -> None:
         """Ends between pages; what was not sealed is sealed after the next start."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await ended(self._task)
 
     def health(self) -> SealingHealth:
         here = self._pass

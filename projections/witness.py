@@ -31,6 +31,7 @@ from backend.kit.kafka_admin import SEALS_TOPIC, KafkaUnavailable, cluster_ident
 from backend.kit.kafka_follow import Offsets, follow
 from backend.kit.kafka_outlet import Outgoing, Outlet, outlet
 from backend.kit.private_files import make_data_dir, write_private
+from backend.kit.tasks import ended, vital
 from projections.sealed_files import load_or_make_key, tree_of
 from projections.sealed_log import SEALS_STREAM, Note, Part, SealedLog
 from projections.verifying import Fault, Verifier
@@ -97,13 +98,11 @@ class Witness:
         self._alarms: list[str] = []
 
     def start(self) -> None:
-        self._task = asyncio.create_task(self._run())
+        self._task = vital(self._run(), "witness")
 
     async def stop(self) -> None:
         """What was not sealed is read again after the next start."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await ended(self._task)
 
     def health(self) -> WitnessHealth:
         here = self._reading

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Final
 from uuid import UUID
 from zlib import crc32
@@ -43,11 +44,13 @@ _TOPIC_OF_KIND: Final = {
 }
 
 
+@lru_cache(maxsize=16_384)
 def topic_of(stream: str) -> str:
     """The Kafka topic that carries a stream. KeyError for a kind nobody declared."""
     return _TOPIC_OF_KIND[kind_of(stream)]
 
 
+@lru_cache(maxsize=16_384)
 def shard_of(stream: str) -> int:
     """The Kafka partition of a stream: CRC-32 (IEEE 802.3) of its UTF-8 name modulo 16."""
     return crc32(stream.encode()) % SHARDS

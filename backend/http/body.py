@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
+from typing import Final
 
 from litestar.types import Receive
 
 from schemas.errors import BadRequest, SuanpanError, TooLarge
+
+BODY_TIMEOUT_S: Final = 120.0
+"""From the head of a request to the end of its body."""
 
 
 class ClientGone(SuanpanError):
@@ -22,11 +27,29 @@ class UnsupportedEncoding(SuanpanError):
     kind = "invalid_request_error"
 
 
+class SlowBody(SuanpanError):
+    code = "request_timeout"
+    status = 408
+    kind = "invalid_request_error"
+
+
 async def read_body(
-    headers: Iterable[tuple[bytes, bytes]], receive: Receive, bytes_max: int
+    headers: Iterable[tuple[bytes, bytes]],
+    receive: Receive,
+    bytes_max: int,
+    timeout_s: float = BODY_TIMEOUT_S,
 ) -> bytes:
     """The whole body. Raises TooLarge, BadRequest (length and transfer encoding both given: ASVS
-    4.2.1), UnsupportedEncoding, ClientGone."""
+    4.2.1), UnsupportedEncoding, SlowBody, ClientGone."""
+    _check_framing(headers, bytes_max)
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await _read(receive, bytes_max)
+    except TimeoutError:
+        raise SlowBody(f"The request body did not arrive within {timeout_s:g} seconds.") from None
+
+
+def _check_framing(headers: Iterable[tuple[bytes, bytes]], bytes_max: int) -> None:
     length = chunked = None
     for name, value in headers:
         if name == b"content-length":
@@ -39,6 +62,9 @@ async def read_body(
         raise BadRequest("A request has a Content-Length or a Transfer-Encoding, not both.")
     if length is not None and length > bytes_max:
         raise _too_large(bytes_max)
+
+
+async def _read(receive: Receive, bytes_max: int) -> bytes:
     parts: list[bytes] = []
     size = 0
     while True:

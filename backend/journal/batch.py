@@ -69,6 +69,7 @@ class Batch:
         self._folds: Final = folds
         self._before: Final = heads
         self._at_us: Final = at_us
+        self._at: Final = at_text(at_us)
         self._new_event_id: Final = new_event_id
         self._now: dict[str, Head] = dict(heads)
         self._unit_of: dict[str, int] = {}
@@ -220,7 +221,7 @@ class Batch:
             draft.version,
             draft.type,
             draft.schema,
-            at_text(self._at_us),
+            self._at,
             text_of(draft.payload),
             text_of(draft.prev_hash),
             text_of(draft.hash),

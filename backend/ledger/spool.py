@@ -9,6 +9,7 @@ import asyncio
 import os
 from collections import Counter
 from pathlib import Path
+from tempfile import mkstemp
 from typing import Final
 
 import msgspec
@@ -86,13 +87,12 @@ class Spool:
             return None
 
     def _write(self, name: str, data: bytes) -> None:
-        draft = self._folder / f".{name}.{os.getpid()}"
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        descriptor, draft = mkstemp(prefix=f".{name}.", dir=self._folder)
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(descriptor)
-        draft.rename(self._folder / name)
+        Path(draft).rename(self._folder / name)
         folder = os.open(self._folder, os.O_RDONLY)
         try:
             os.fsync(folder)

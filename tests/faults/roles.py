@@ -13,6 +13,8 @@ from pathlib import Path
 import httpx
 import psutil
 
+from backend.kit.runtime_file import read_runtime
+
 ROOT = Path(__file__).resolve().parents[2]
 SECRET = "pR7vXn2Kd9Qw4Lz8Tb6Yc1Hf5Mg3Js0A"
 LEASE_S = 2
@@ -135,3 +137,10 @@ class Role:
         except httpx.HTTPError:
             return False
         return answer.status_code == 200
+
+
+def database_url(role: Role) -> str:
+    """Of a running `serve` with an embedded Postgres."""
+    runtime = read_runtime(role.data_dir)
+    assert runtime is not None
+    return runtime.database_url

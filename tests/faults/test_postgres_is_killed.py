@@ -8,12 +8,11 @@ from random import Random
 
 import psutil
 
-from backend.kit.runtime_file import read_runtime
 from tests.faults.books import check_audit, check_states, read_books, until_ended
 from tests.faults.chance import rounds
 from tests.faults.conftest import MakeRole
 from tests.faults.load import Ending, Load
-from tests.faults.roles import Role
+from tests.faults.roles import Role, database_url
 from tests.faults.site import LOAD_MODELS, PLENTY, SCANT, open_accounts, until_served
 from tests.upstream import FakeUpstream
 
@@ -22,12 +21,6 @@ KILLS = max(3, rounds() // 3)
 KILLS_PER_START = 5
 """The supervisor gives a server up that falls again and again within a minute."""
 RESTART_TIMEOUT_S = 30.0
-
-
-def database_url(role: Role) -> str:
-    runtime = read_runtime(role.data_dir)
-    assert runtime is not None
-    return runtime.database_url
 
 
 async def kill_and_await_another(role: Role, name: str) -> None:

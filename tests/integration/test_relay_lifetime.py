@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
@@ -151,7 +152,7 @@ async def test_a_stopping_process_lets_its_streams_end_and_settles_them(
         assert (await site.account(anna)).charged_upt == 2 * 1500
 
 
-async def _body(session: aiohttp.ClientSession, url: str, key: str, **more: bool) -> bytes:
+async def _body(session: aiohttp.ClientSession, url: str, key: str, **more: Any) -> bytes:
     async with session.post(
         f"{url}/v1/chat/completions", headers=bearer(key), json=chat(**more)
     ) as response:

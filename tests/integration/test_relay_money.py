@@ -117,6 +117,29 @@ async def test_the_providers_limit_is_lowered_to_what_can_be_paid_under_the_clie
     assert upstream.seen[-1].json[name] == 10
 
 
+async def test_a_client_without_a_limit_is_not_refused_because_ours_is_too_large_for_the_model(
+    site: RunningSite, upstream: FakeUpstream
+) -> None:
+    model = site.model()
+    await site.serves(upstream.url, model, price=OUTPUT_ONLY)
+    anna = await site.customer("54")
+    refusal = (
+        "max_tokens is too large: 54000. This model supports at most 16384 completion tokens, "
+        "whereas you provided 54000."
+    )
+    upstream.play(Script(status=400, error={"message": refusal, "param": "max_tokens"}))
+    assert (await site.ask(anna.key, chat(model))).status == 200
+    assert [seen.json["max_tokens"] for seen in upstream.seen] == [54_000, 16_384]
+    assert (await site.ask(anna.key, chat(model, stream=True))).status == 200
+    assert upstream.seen[-1].json["max_tokens"] == 16_384, "it is asked too much once"
+    # A limit of the client's own is the client's matter: it hears what the model says.
+    upstream.play(Script(status=400, error={"message": refusal}))
+    reply = await site.ask(anna.key, chat(model, max_tokens=50_000))
+    assert (reply.status, reply.error["message"]) == (400, refusal)
+    assert len(upstream.seen) == 4
+    assert (await site.account(anna)).charged_upt == 2 * 3_000
+
+
 async def test_a_prompt_that_leaves_nothing_for_an_answer_is_refused_and_released(
     site: RunningSite, upstream: FakeUpstream
 ) -> None:

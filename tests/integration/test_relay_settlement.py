@@ -215,6 +215,42 @@ async def test_usage_that_still_comes_is_charged_though_the_client_left_before_a
     await case.settled(Basis.REPORTED)
 
 
+@pytest.mark.parametrize("hangs", [True, False])
+async def test_an_answer_is_whole_once_its_end_was_said_whatever_becomes_of_the_connection(
+    site: RunningSite, hangs: bool
+) -> None:
+    """After `[DONE]` the provider keeps the connection open; or it is lost just before `[DONE]`."""
+    frame = (
+        b'data: {"id":"c","choices":[{"index":0,"delta":{"content":"Hi"},"finish_reason":"stop"}],'
+        b'"usage":{"prompt_tokens":9,"completion_tokens":3,"total_tokens":12}}\n\n'
+    )
+    said = frame + b"data: [DONE]\n\n" if hangs else frame
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = next(line for line in head.split(b"\r\n") if line.lower().startswith(b"content-l"))
+        await reader.readexactly(int(length.partition(b":")[2]))
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n")
+        writer.write(b"content-length: 100000\r\n\r\n" + said)
+        await writer.drain()
+        if hangs:
+            await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    async with server:
+        model = site.model()
+        await site.serves(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1", model)
+        anna = await site.customer()
+        began_s = time.monotonic()
+        body = (await site.ask(anna.key, chat(model, stream=True))).body
+        assert time.monotonic() - began_s < 1 + SLACK_S
+        assert points_said(body) == "0.0015"
+        (end,) = await site.ended(anna)
+    assert isinstance(end, HoldSettled)
+    assert (end.basis, end.served.error) == (Basis.REPORTED, None)
+
+
 # Upstream complete, no usage.
 
 

@@ -192,7 +192,7 @@ async def test_a_seal_that_was_tampered_with_is_named(
     assert await first_of(await audited(sealed.app_url, tmp_path)) == ("seals", expected)
 
 
-async def test_seals_of_another_site_are_named(sealed: Any, server: Any, tmp_path: Path) -> None:
+async def test_seals_of_another_log_are_named(sealed: Any, server: Any, tmp_path: Path) -> None:
     other = server.fresh()
     try:
         await make_history(other.app_url)

@@ -188,9 +188,10 @@ async def test_an_account_whose_state_cannot_be_read_stops_alone(
 ) -> None:
     for account in (1, 2):
         await ledger.open_account(account, 5)
-    async with ledger_on(database.app_url) as other, await connect(
-        database.superuser_url, application="test"
-    ) as connection:
+    async with (
+        ledger_on(database.app_url) as other,
+        await connect(database.superuser_url, application="test") as connection,
+    ):
         cursor = await connection.execute("SELECT state FROM streams WHERE stream = 'account:1'")
         row = await cursor.fetchone()
         assert row is not None
@@ -340,5 +341,7 @@ async def test_the_heads_that_a_writer_keeps_are_only_a_guess(
         await other.writer.submit(granting(1, POINT))
         await ledger.writer.submit(granting(1, POINT))
         held = [await other.writer.submit(holding(1, hold_asked(new_request()))) for _ in range(4)]
-        kinds = [type(outcome.events[0]).__name__ for outcome in held if isinstance(outcome, Landed)]
+        kinds = [
+            type(outcome.events[0]).__name__ for outcome in held if isinstance(outcome, Landed)
+        ]
     assert kinds == ["PointsHeld"] * 3 + ["RequestRefused"]

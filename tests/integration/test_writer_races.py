@@ -71,9 +71,7 @@ async def appended(connection: Connection, *commands: Command) -> AppendResult:
 @asynccontextmanager
 async def several(database: Database, count: int) -> AsyncGenerator[list[LedgerSite]]:
     async with AsyncExitStack() as stack:
-        yield [
-            await stack.enter_async_context(ledger_on(database.app_url)) for _ in range(count)
-        ]
+        yield [await stack.enter_async_context(ledger_on(database.app_url)) for _ in range(count)]
 
 
 async def assert_ten_held(site: LedgerSite, account: str, answers: Counter[str]) -> None:
@@ -148,9 +146,11 @@ async def test_a_refusal_is_answered_only_from_state_read_for_it(database: Datab
         await one.open_account(1, 0)
         refused = on_first(
             ("account:1",),
-            lambda state, _, __: Refuse(state.issued_upt)
-            if state.issued_upt < 3 * POINT
-            else granting(1, 1).decide((Standing("account:1", 1, state),), 0),
+            lambda state, _, __: (
+                Refuse(state.issued_upt)
+                if state.issued_upt < 3 * POINT
+                else granting(1, 1).decide((Standing("account:1", 1, state),), 0)
+            ),
         )
         assert await one.writer.submit(refused) == Refused(0)
         for _ in range(3):
@@ -213,9 +213,7 @@ def opening_both(first: int, second: int, command_id: UUID | None = None) -> Com
     def decide(standings: tuple[Standing, ...], at_us: int) -> Any:
         if any(standing.version for standing in standings):
             return Refuse("one of them is open")
-        return Accept(
-            ((0, AccountOpened(PersonId(first))), (1, AccountOpened(PersonId(second))))
-        )
+        return Accept(((0, AccountOpened(PersonId(first))), (1, AccountOpened(PersonId(second)))))
 
     return Command(command_id or new_id(), (f"account:{first}", f"account:{second}"), decide)
 
@@ -249,9 +247,7 @@ async def until_waiting(database: Database) -> None:
     """Until some backend of this database waits for a lock."""
     query = "SELECT count(*) FROM pg_stat_activity WHERE datname = %s AND wait_event_type = 'Lock'"
     async with asyncio.timeout(10):
-        connection = await psycopg.AsyncConnection.connect(
-            database.superuser_url, autocommit=True
-        )
+        connection = await psycopg.AsyncConnection.connect(database.superuser_url, autocommit=True)
         async with connection:
             while True:
                 row = await (await connection.execute(query, (database.name,))).fetchone()
@@ -319,5 +315,3 @@ async def test_twins_cost_their_neighbours_nothing(ledger: LedgerSite, side: str
     outcomes = await asyncio.gather(*(ledger.writer.submit(c) for c in (*twins, *others)))
     assert all(isinstance(outcome, Landed) for outcome in outcomes[2:])
     assert ledger.writer.appends - appends <= 3
-
-

@@ -7,11 +7,13 @@ import io
 import json
 import time
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import pytest
 import pytest_asyncio
 import structlog
 
+from backend.http.body import SlowBody, read_body
 from backend.kit.logs import configure_logs
 from backend.kit.settings import LogSettings
 from schemas.ledger import RequestRefused
@@ -292,6 +294,20 @@ async def test_a_body_that_is_too_large_is_refused_whether_declared_or_streamed(
     assert (await raw(site, declared)).startswith(b"HTTP/1.1 413 ")
     fits = json.dumps(chat(model, x="y" * (BODY_BYTES_MAX - 200))).encode()
     assert (await site.ask(anna.key, fits)).status in (200, 402)
+
+
+async def test_a_body_that_trickles_in_is_given_up() -> None:
+    pieces = iter((b"{", b'"model"'))
+
+    async def receive() -> Any:
+        piece = next(pieces, None)
+        if piece is None:
+            await asyncio.Event().wait()
+        return {"type": "http.request", "body": piece, "more_body": True}
+
+    with pytest.raises(SlowBody) as given_up:
+        await read_body([(b"content-length", b"100")], receive, 1_000, timeout_s=0.05)
+    assert given_up.value.status == 408
 
 
 async def test_a_request_with_two_lengths_is_refused(

@@ -107,6 +107,16 @@ class Run:
         return await tokenizer.count_input_off_loop(model, text)
 
     @property
+    def limit_is_ours(self) -> bool:
+        """The client named no output limit: the one we send is our own."""
+        return self.call.request.output_limit is None
+
+    @property
+    def input_tokens(self) -> int:
+        """Input as counted, or a guess where it was not."""
+        return self._input_estimate if self._counted_input is None else self._counted_input
+
+    @property
     def _input_estimate(self) -> int:
         return self.call.request.input_bound // BYTES_PER_TOKEN
 
@@ -119,8 +129,7 @@ class Run:
         if self.usage is not None:
             inputs, outputs = self.usage.input_total, self.usage.output
         else:
-            counted = self._counted_input
-            inputs = self._input_estimate if counted is None else counted
+            inputs = self.input_tokens
             outputs = self.output_estimate
         channel = None if self.channel is None else self.channel.channel
         return Progress(inputs, outputs, self.begun, channel, self.upstream_model)

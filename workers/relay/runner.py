@@ -13,7 +13,12 @@ from msgspec.structs import replace
 from backend.kit.clock import Clock
 from backend.kit.outbound import TransportError
 from backend.kit.tokenizer import Tokenizer
-from backend.ledger.decide import HoldAsked, affordable_output, hold_bound_upt
+from backend.ledger.decide import (
+    OUTPUT_HELD_MAX,
+    HoldAsked,
+    affordable_output,
+    hold_bound_upt,
+)
 from backend.ledger.leases import LeaseKeeper
 from backend.ledger.points import Points, insufficient
 from schemas.chat import UpstreamProblem
@@ -165,6 +170,8 @@ class RelayRunner:
         payable = affordable_output(price, reach_upt, request.input_bound)
         if payable is None or payable >= wanted:
             return None
+        if request.output_limit is None and payable >= OUTPUT_HELD_MAX * request.n:
+            return payable // request.n  # plenty for any answer: not worth counting the input
         counted = await run.count(self._tokenizer)
         payable = affordable_output(price, reach_upt, counted.input)
         if payable is None or payable >= wanted:

@@ -125,6 +125,8 @@ class Streaming:
         except TimeoutError:
             return parser.complete
         except (TransportError, FrameTooLarge) as error:
+            if parser.complete:
+                return True  # only `[DONE]` is missing: every choice has its finish reason
             problem = (
                 problem_of_transport(error)
                 if isinstance(error, TransportError)

@@ -20,6 +20,7 @@ from schemas.errors import UpstreamAnswered
 from schemas.ledger import ReleaseReason
 from workers.providers.openai import build_chat
 from workers.providers.problems import classify_error, problem_of
+from workers.relay.own_limit import OwnLimits, smaller_limit
 from workers.relay.ports import OfferedChannel
 from workers.relay.run import Run
 from workers.routing import Cooldowns
@@ -44,26 +45,50 @@ class Upstreams:
         self._cooldowns: Final = cooldowns
         self._deadlines: Final = deadlines
         self._clock: Final = clock
+        self._own_limits: Final = OwnLimits()
 
     async def open(self, run: Run, channel: OfferedChannel) -> UpstreamAnswer:
         """An answer with status 200. Raises AttemptFailed."""
         run.attempts += 1
         run.channel = channel
+        began_s = self._clock.monotonic_s()
+        model = channel.target.upstream_model
+        if run.limit_is_ours and run.output_limit is not None:
+            run.output_limit = self._own_limits.within(channel.channel, model, run.output_limit)
+        outcome = await self._call(run, channel)
+        if isinstance(outcome, UpstreamProblem) and self._asks_less(run, channel, outcome):
+            outcome = await self._call(run, channel)
+        if isinstance(outcome, UpstreamProblem):
+            raise self.failed(channel, outcome, began_s)
+        return outcome
+
+    async def _call(self, run: Run, channel: OfferedChannel) -> UpstreamAnswer | UpstreamProblem:
         request = build_chat(
             channel.target,
             run.call.request,
             request_id=run.call.request_id,
             output_limit=run.output_limit,
         )
-        began_s = self._clock.monotonic_s()
         try:
             answer = await channel.transport.open(request, self._deadlines)
             if answer.status == 200:
                 return answer
-            problem = await self._problem_of(answer, channel)
+            return await self._problem_of(answer, channel)
         except TransportError as error:
-            problem = problem_of_transport(error)
-        raise self.failed(channel, problem, began_s)
+            return problem_of_transport(error)
+
+    def _asks_less(self, run: Run, channel: OfferedChannel, problem: UpstreamProblem) -> bool:
+        """Whether the model refused the limit that we had chosen, and takes a smaller one."""
+        if run.output_limit is None or not run.limit_is_ours:
+            return False
+        smaller = smaller_limit(problem, run.output_limit, run.input_tokens)
+        if smaller is None:
+            return False
+        run.output_limit = smaller
+        if problem.problem is ProblemClass.BAD_REQUEST:
+            self._own_limits.learn(channel.channel, channel.target.upstream_model, smaller)
+        _log.info("output limit lowered", channel=channel.channel, tokens=smaller)
+        return True
 
     def failed(
         self, channel: OfferedChannel, problem: UpstreamProblem, began_s: float

@@ -19,6 +19,7 @@ class AsgiClientStream:
         self._send: Final = send
         self._request_id: Final = request_id
         self._on_left: Callable[[], None] | None = None
+        self._ended = False
         self.left = False
         self.begun = False
 
@@ -35,7 +36,7 @@ class AsgiClientStream:
                 self._on_left()
 
     async def send(self, data: bytes) -> None:
-        if self.left:
+        if self.left or self._ended:
             return
         try:
             async with asyncio.timeout(SEND_TIMEOUT_S):
@@ -48,8 +49,14 @@ class AsgiClientStream:
 
     async def end(self) -> None:
         """The last thing sent: the body is over."""
-        if self.begun and not self.left:
-            await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+        self._ended = True
+        if not self.begun or self.left:
+            return
+        try:
+            async with asyncio.timeout(SEND_TIMEOUT_S):
+                await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+        except (TimeoutError, OSError):
+            self.leave()
 
     async def watch(self, receive: Receive) -> None:
         """Waits until the client hangs up. Run it in a task and cancel it at the end."""
