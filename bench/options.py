@@ -34,6 +34,7 @@ QUICK: Final = Options(
     slow_streams=100,
     journal_requests=3_000,
     idle_s=2.0,
+    parallel=(32,),
     parts=tuple(part for part in USUAL if part != "kafka"),
 )
 """A smoke test: shows that all of it runs; its figures mean little."""

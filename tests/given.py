@@ -22,6 +22,7 @@ from backend.ledger.decide import (
     decide_open,
     decide_settle,
 )
+from backend.ledger.points import Charged
 from schemas.ids import KeyId, PersonId, RequestId, account_stream, outcome_command_id, uuid7
 from schemas.ledger import AccountOpened, GrantKind, PointsGranted, PointsHeld, Served
 from schemas.money import MicroPoints
@@ -79,6 +80,10 @@ def settle_asked(
         price_ref=REF,
         served=Served(status=200),
     )
+
+
+def charged(amount_upt: int, shortfall_upt: int = 0) -> Charged:
+    return Charged(MicroPoints(amount_upt), MicroPoints(shortfall_upt))
 
 
 def held_event(request_id: str, amount_upt: int) -> PointsHeld:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from datetime import date
-from typing import Annotated, Any, Final, Protocol
+from typing import Any, Final, Protocol
 
 import msgspec
 import structlog
 from litestar import Litestar, MediaType, Request, Response, Router, get
 from litestar.exceptions import HTTPException
-from litestar.params import Parameter
+from litestar.params import FromPath, FromQuery
 from litestar.status_codes import HTTP_404_NOT_FOUND
 from prometheus_client import CollectorRegistry
 
@@ -117,7 +117,7 @@ def _relay(relay: RelaySite) -> list[Any]:
         return {"object": "list", "data": [_model(name) for name in names]}
 
     @get("/models/{name:path}", sync_to_thread=False)
-    def one_model(request: AnyRequest, name: str) -> dict[str, Any]:
+    def one_model(request: AnyRequest, name: FromPath[str]) -> dict[str, Any]:
         entry = relay.callers.of(request.scope["headers"])
         wanted = name.lstrip("/")
         if not entry.allows(wanted) or wanted not in relay.models.models():
@@ -127,8 +127,8 @@ def _relay(relay: RelaySite) -> list[Any]:
     @get(["/dashboard/billing/usage", "/v1/dashboard/billing/usage"])
     async def usage(
         request: AnyRequest,
-        start_date: Annotated[str | None, Parameter(query="start_date")] = None,
-        end_date: Annotated[str | None, Parameter(query="end_date")] = None,
+        start_date: FromQuery[str | None] = None,
+        end_date: FromQuery[str | None] = None,
     ) -> Response[bytes]:
         entry = relay.callers.of(request.scope["headers"])
         first_us, last_us = _day_us(start_date, "start_date"), _day_us(end_date, "end_date")

@@ -8,43 +8,49 @@ from __future__ import annotations
 from base64 import b64encode
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from typing import Final
 from uuid import UUID
 
 import msgspec
+from psycopg import AsyncRawCursor
 
 from backend.kit.postgres import Connection, fetch_all
 
 APPEND: Final = """
 WITH stream_in AS MATERIALIZED (
-    SELECT * FROM json_to_recordset(%(streams)s::json)
+    SELECT * FROM json_to_recordset($1::json)
         AS i(stream text, unit integer, expected bigint, version bigint, hash text, state text)
 ), command_in AS MATERIALIZED (
-    SELECT * FROM json_to_recordset(%(commands)s::json)
+    SELECT * FROM json_to_recordset($2::json)
         AS i(command_id uuid, unit integer, body_hash text, stream text, version bigint)
 ), lease_in AS MATERIALIZED (
-    SELECT * FROM json_to_recordset(%(leases)s::json)
+    SELECT * FROM json_to_recordset($3::json)
         AS i(request_id uuid, unit integer, act text, stream text, seconds integer,
              generation bigint)
 ), taken AS MATERIALIZED (
     SELECT i.unit, c.command_id, c.body_hash, c.stream, c.version
-    FROM command_in i JOIN commands c ON c.command_id = i.command_id
+    FROM command_in i CROSS JOIN LATERAL (
+        SELECT * FROM commands c WHERE c.command_id = i.command_id LIMIT 1
+    ) c
 ), locked AS MATERIALIZED (
-    SELECT s.stream FROM stream_in i JOIN streams s ON s.stream = i.stream
-    WHERE i.expected > 0 AND s.version = i.expected AND s.last_xid < pg_current_xact_id()
+    SELECT s.stream FROM streams s JOIN stream_in i ON s.stream = i.stream
+    WHERE s.stream = ANY (ARRAY(SELECT stream FROM stream_in))
+        AND s.version = i.expected AND s.last_xid < pg_current_xact_id()
     ORDER BY s.stream FOR UPDATE OF s
 ), guarded AS MATERIALIZED (
-    SELECT l.request_id FROM lease_in i JOIN leases l ON l.request_id = i.request_id
-    WHERE i.act = 'sweep' AND l.generation = i.generation AND l.until < clock_timestamp()
+    SELECT l.request_id FROM leases l JOIN lease_in i ON l.request_id = i.request_id
+    WHERE l.request_id = ANY (ARRAY(SELECT request_id FROM lease_in WHERE act = 'sweep'))
+        AND l.generation = i.generation AND l.until < clock_timestamp()
         AND (SELECT count(*) FROM locked) >= 0
     ORDER BY l.request_id FOR UPDATE OF l
 ), lost AS MATERIALIZED (
     SELECT i.unit FROM stream_in i
     WHERE i.expected > 0 AND i.stream NOT IN (SELECT stream FROM locked)
-    UNION SELECT unit FROM taken
-    UNION SELECT i.unit FROM lease_in i
+    UNION ALL SELECT unit FROM taken
+    UNION ALL SELECT i.unit FROM lease_in i
     WHERE i.act = 'sweep' AND i.request_id NOT IN (SELECT request_id FROM guarded)
-    UNION SELECT i.unit FROM stream_in i, site WHERE site.read_only_reason IS NOT NULL
+    UNION ALL SELECT i.unit FROM stream_in i
+    WHERE (SELECT read_only_reason FROM site) IS NOT NULL
 ), created AS (
     INSERT INTO streams (stream, version, hash, last_xid, state)
     SELECT i.stream, i.version, decode(i.hash, 'base64'), pg_current_xact_id(),
@@ -63,15 +69,15 @@ WITH stream_in AS MATERIALIZED (
     UPDATE streams s SET version = i.version, hash = decode(i.hash, 'base64'),
         last_xid = pg_current_xact_id(), state = decode(i.state, 'base64')
     FROM stream_in i
-    WHERE s.stream = i.stream AND i.expected > 0 AND i.version > i.expected
-        AND i.unit IN (SELECT unit FROM landed)
+    WHERE s.stream = ANY (ARRAY(SELECT stream FROM locked)) AND s.stream = i.stream
+        AND i.version > i.expected AND i.unit IN (SELECT unit FROM landed)
 ), logged AS (
     INSERT INTO event_log (epoch, xid, event_id, command_id, topic, shard, stream, version, type,
         schema, at, payload, prev_hash, hash)
     SELECT (SELECT epoch FROM site), pg_current_xact_id(), e.event_id, e.command_id, e.topic,
         e.shard, e.stream, e.version, e.type, e.schema, e.at, decode(e.payload, 'base64'),
         decode(e.prev_hash, 'base64'), decode(e.hash, 'base64')
-    FROM json_to_recordset(%(events)s::json)
+    FROM json_to_recordset($4::json)
         AS e(ordinal integer, unit integer, event_id uuid, command_id uuid, topic text,
              shard smallint, stream text, version bigint, type text, schema smallint,
              at timestamptz, payload text, prev_hash text, hash text)
@@ -87,9 +93,9 @@ WITH stream_in AS MATERIALIZED (
     SELECT i.request_id, i.stream, clock_timestamp() + make_interval(secs => i.seconds)
     FROM lease_in i WHERE i.act = 'open' AND i.unit IN (SELECT unit FROM landed)
 ), closed AS (
-    DELETE FROM leases l USING lease_in i
-    WHERE l.request_id = i.request_id AND i.act IN ('close', 'sweep')
-        AND i.unit IN (SELECT unit FROM landed)
+    DELETE FROM leases WHERE request_id = ANY (ARRAY(
+        SELECT i.request_id FROM lease_in i
+        WHERE i.act IN ('close', 'sweep') AND i.unit IN (SELECT unit FROM landed)))
 )
 SELECT (SELECT read_only_reason FROM site),
     coalesce((SELECT array_agg(DISTINCT unit) FROM landed), '{}'),
@@ -194,7 +200,8 @@ async def append(connection: Connection, given: AppendInput) -> AppendResult:
     Raises psycopg errors: a concurrent twin of one of the commands (unique violation) or half a
     unit (serialization failure) fails the whole statement and nothing lands.
     """
-    async with connection.cursor() as cursor:
+    # Raw: the statement is longer than what psycopg keeps converted, and this is the hot path.
+    async with AsyncRawCursor(connection) as cursor:
         await cursor.execute(APPEND, _arguments(given), prepare=True)
         row = await cursor.fetchone()
     assert row is not None
@@ -218,10 +225,8 @@ async def find_taken(connection: Connection, command_ids: Sequence[UUID]) -> tup
     )
 
 
-def _arguments(given: AppendInput) -> dict[str, Any]:
-    return {
-        "streams": _ENCODER.encode(given.streams).decode(),
-        "events": _ENCODER.encode(given.events).decode(),
-        "commands": _ENCODER.encode(given.commands).decode(),
-        "leases": _ENCODER.encode(given.leases).decode(),
-    }
+def _arguments(given: AppendInput) -> list[str]:
+    return [
+        _ENCODER.encode(rows).decode()
+        for rows in (given.streams, given.commands, given.leases, given.events)
+    ]

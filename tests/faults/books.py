@@ -40,6 +40,7 @@ SELECT epoch, xid::text::bigint, seq, event_id, command_id, topic, shard::intege
 FROM event_log WHERE topic = %(topic)s ORDER BY stream, version
 """
 OPEN_LEASES = "SELECT request_id::text FROM leases"
+BEGUN_LEASES = "SELECT request_id::text FROM leases WHERE progress::json ->> 'begun' = 'true'"
 OUTCOME_TIMEOUT_S = LEASE_S + 20.0
 COMMAND_TIMEOUT_S = 60.0
 
@@ -214,6 +215,16 @@ async def until_ended(database_url: str, requests: set[str] | None = None) -> No
             waiting = {row[0] for row in await fetch_all(connection, OPEN_LEASES)}
             if not (waiting if requests is None else waiting & requests):
                 return
+            await asyncio.sleep(0.05)
+
+
+async def until_begun(database_url: str, requests: set[str]) -> None:
+    """Waits until renewed leases say of exactly these requests that their answers have begun."""
+    async with (
+        asyncio.timeout(OUTCOME_TIMEOUT_S),
+        await connect(database_url, application="test") as connection,
+    ):
+        while {row[0] for row in await fetch_all(connection, BEGUN_LEASES)} != requests:
             await asyncio.sleep(0.05)
 
 

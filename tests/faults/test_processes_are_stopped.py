@@ -7,7 +7,14 @@ from random import Random
 
 from schemas.money import format_points
 from tests.conftest import Database
-from tests.faults.books import check_audit, check_states, open_leases, read_books, until_ended
+from tests.faults.books import (
+    check_audit,
+    check_states,
+    open_leases,
+    read_books,
+    until_begun,
+    until_ended,
+)
 from tests.faults.calling import DUE, DUE_UPT, GATED, Calling
 from tests.faults.conftest import MakeRole
 from tests.faults.load import Ending, Load
@@ -32,7 +39,7 @@ async def test_usage_of_a_process_that_slept_past_its_leases_is_late_and_not_a_s
     await begun.until("chunks:2")
     unbegun = await calling.open(streamed=True)
     whole = await calling.open(streamed=False)
-    await asyncio.sleep(1)  # a renewal carries that the first one has begun: 0.5 s apart
+    await until_begun(database.app_url, {begun.request_id})
     sleeper.pause()
     await until_ended(database.app_url)
     await calling.let_go()

@@ -16,7 +16,7 @@ from schemas.ledger import ReleaseReason
 from schemas.prices import cost_of
 from schemas.usage import Basis, Usage
 from tests.conftest import Database
-from tests.faults.books import check_states, open_leases, read_books, until_ended
+from tests.faults.books import check_states, open_leases, read_books, until_begun, until_ended
 from tests.faults.site import PER_TOKEN, PLENTY, Account, open_accounts, outside_database
 from tests.given import hold_asked, new_request
 from tests.integration.identity_site import Process, process_of
@@ -27,7 +27,9 @@ LEASE_S = 1
 SPOKEN = Progress(input=40, output=7, begun=True, channel=ChannelId(1))
 
 
-async def died(process: Process, accounts: tuple[Account, ...]) -> dict[RequestId, bool]:
+async def died(
+    process: Process, accounts: tuple[Account, ...], database_url: str
+) -> dict[RequestId, bool]:
     """Holds of a process that then says no more; whether each had begun to answer."""
     points = Points(process.writer, process.pool)
     keeper = LeaseKeeper(process.pool, SystemClock(), LEASE_S, 0.1)
@@ -46,7 +48,7 @@ async def died(process: Process, accounts: tuple[Account, ...]) -> dict[RequestI
         progress = SPOKEN if begun[request] else Progress(input=40)
         keeper.track(request, lambda progress=progress: progress)
     keeper.start()
-    await asyncio.sleep(0.5)  # several renewals, which are 0.1 s apart
+    await until_begun(database_url, {request for request, spoke in begun.items() if spoke})
     await keeper.stop()
     return begun
 
@@ -57,7 +59,7 @@ async def test_two_sweepers_end_each_request_once(database: Database, tmp_path: 
     accounts = await open_accounts(environment, "http://127.0.0.1:1/v1", (PLENTY,) * 3)
     async with AsyncExitStack() as stack:
         processes = [await stack.enter_async_context(process_of(database.app_url)) for _ in "ab"]
-        begun = await died(processes[0], accounts)
+        begun = await died(processes[0], accounts, database.app_url)
         sweepers = [
             Sweeper(
                 process.pool,

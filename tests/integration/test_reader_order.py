@@ -1,4 +1,4 @@
-"""Readers see every event once, in order, and nothing that an open transaction could still precede."""
+"""Readers see every event once, in order, and nothing that could still be preceded."""
 
 from __future__ import annotations
 

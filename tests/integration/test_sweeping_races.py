@@ -18,7 +18,6 @@ from backend.journal.fold import Folds
 from backend.kit.postgres import connect
 from backend.ledger.account import ACCOUNT
 from backend.ledger.leases import Progress
-from backend.ledger.points import Charged
 from backend.ledger.spool import Spool
 from schemas.catalog import PriceSet
 from schemas.ids import RequestId, price_stream
@@ -33,8 +32,18 @@ from schemas.ledger import (
 from schemas.prices import PerCall, Price
 from schemas.usage import Basis, Usage
 from tests.conftest import Database
-from tests.given import MODEL, PER_TOKEN, POINT, hold_asked, new_id, new_request, settle_asked
+from tests.given import (
+    MODEL,
+    PER_TOKEN,
+    POINT,
+    charged,
+    hold_asked,
+    new_id,
+    new_request,
+    settle_asked,
+)
 from tests.integration.ledger_site import LedgerSite, ledger_on
+from tests.integration.log_writing import until
 from workers.sweeping import Sweeper
 
 SET_PROGRESS = """
@@ -184,7 +193,7 @@ async def test_a_settle_and_a_sweep_that_race_leave_one_outcome(swept: SweptSite
             *(dying.points.settle(account, settle_asked(r, PER_TOKEN, usage)) for r in requests)
         )
         swept_count = await sweeping + await swept.sweeper.sweep()
-    assert charges == [Charged(cost_upt)] * 40
+    assert charges == [charged(cost_upt)] * 40
     late = 0
     for request in requests:
         events = await swept.ends(account, request)
@@ -206,7 +215,7 @@ async def test_a_zombies_settle_is_late_usage_at_most_once(swept: SweptSite, beg
     asked = settle_asked(request, PER_TOKEN, Usage(output=6_000))
     charges = [await swept.ledger.points.settle(account, asked) for _ in range(3)]
     charges += await asyncio.gather(*(swept.ledger.points.settle(account, asked) for _ in "ab"))
-    assert charges == [Charged(POINT, 200_000)] * 5, "the same answer however often it is asked"
+    assert charges == [charged(POINT, 200_000)] * 5, "the same answer however often it is asked"
     _, late = await swept.ends(account, request)
     assert isinstance(late, UsageLate)
     assert (late.amount_upt, late.shortfall_upt) == (POINT - by_sweep, 200_000)
@@ -234,9 +243,11 @@ async def test_a_started_sweeper_goes_on_by_itself_and_replays_the_spool(
     await swept.spool.put(account, settle_asked(owed, PER_TOKEN, Usage(output=3)))
     swept.sweeper.start()
     try:
-        async with asyncio.timeout(10):
-            while (await swept.ledger.state(account)).holds:
-                await asyncio.sleep(0.01)
+
+        async def ended() -> bool:
+            return not (await swept.ledger.state(account)).holds
+
+        await until(ended, timeout_s=10)
     finally:
         await swept.sweeper.stop()
     assert [type(e) for e in await swept.ends(account, dead)] == [HoldReleased]

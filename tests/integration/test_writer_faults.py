@@ -1,4 +1,4 @@
-"""A writer whose database hangs up, refuses, waits, or says read-only: nothing is lost or doubled."""
+"""A database that hangs up, refuses, waits or is read-only: nothing is lost or doubled."""
 
 from __future__ import annotations
 
@@ -264,13 +264,15 @@ async def test_a_command_that_is_not_answered_in_time_is_unavailable_and_its_id_
 ) -> None:
     await ledger.open_account(1, 0)
     command = granting(1, 5)
-    async with await connect(database.superuser_url, application="test") as connection:
-        async with connection.transaction():
-            await connection.execute(LOCK_STREAM, ("account:1",))
-            began_s = CLOCK.monotonic_s()
-            with pytest.raises(Unavailable):
-                await ledger.writer.submit(command, timeout_s=0.3)
-            assert CLOCK.monotonic_s() - began_s < 2
+    async with (
+        await connect(database.superuser_url, application="test") as connection,
+        connection.transaction(),
+    ):
+        await connection.execute(LOCK_STREAM, ("account:1",))
+        began_s = CLOCK.monotonic_s()
+        with pytest.raises(Unavailable):
+            await ledger.writer.submit(command, timeout_s=0.3)
+        assert CLOCK.monotonic_s() - began_s < 2
     assert isinstance(await ledger.writer.submit(command), AlreadyDone | Landed)
     assert (await ledger.state("account:1")).issued_upt == 5
 

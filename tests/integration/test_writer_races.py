@@ -1,4 +1,4 @@
-"""Many want the same points: one writer, several, several processes; units land whole or not at all."""
+"""Many want the same points; streams that belong together land whole or not at all."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ from backend.kit.postgres import Connection, connect
 from schemas.ids import PersonId
 from schemas.ledger import AccountOpened, PointsHeld, RequestRefused
 from tests.conftest import Database
+from tests.embedded_site import ROOT
 from tests.given import (
     CLOCK,
     FOLDS,
@@ -46,7 +47,6 @@ from tests.given import (
     on_first,
     opening,
 )
-from tests.embedded_site import ROOT
 from tests.integration.hold_process import hold_many
 from tests.integration.ledger_site import LedgerSite, assert_sound, ledger_on
 

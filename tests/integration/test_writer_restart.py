@@ -26,11 +26,9 @@ async def calls(site: LedgerSite, account: int, stop: asyncio.Event) -> list[Out
     outcomes: list[Outcome] = []
     while not stop.is_set():
         request = new_request()
-        for command in (
-            holding(account, hold_asked(request)),
-            settling(account, settle_asked(request)),
-        ):
-            outcomes.append(await site.writer.submit(command, timeout_s=30))
+        hold, settle = holding(account, hold_asked(request)), settle_asked(request)
+        outcomes.append(await site.writer.submit(hold, timeout_s=30))
+        outcomes.append(await site.writer.submit(settling(account, settle), timeout_s=30))
     return outcomes
 
 

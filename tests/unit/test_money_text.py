@@ -1,4 +1,4 @@
-"""Amounts at the edge: decimal text becomes whole micro-points, or is refused; no float, no loss."""
+"""Amounts at the edge: decimal text becomes whole micro-points, or is refused."""
 
 from __future__ import annotations
 
