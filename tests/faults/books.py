@@ -40,7 +40,9 @@ SELECT epoch, xid::text::bigint, seq, event_id, command_id, topic, shard::intege
 FROM event_log WHERE topic = %(topic)s ORDER BY stream, version
 """
 OPEN_LEASES = "SELECT request_id::text FROM leases"
-BEGUN_LEASES = "SELECT request_id::text FROM leases WHERE progress::json ->> 'begun' = 'true'"
+BEGUN_LEASES = """
+SELECT request_id::text FROM leases WHERE nullif(progress, '')::json ->> 'begun' = 'true'
+"""
 OUTCOME_TIMEOUT_S = LEASE_S + 20.0
 COMMAND_TIMEOUT_S = 60.0
 
@@ -224,8 +226,10 @@ async def until_begun(database_url: str, requests: set[str]) -> None:
         asyncio.timeout(OUTCOME_TIMEOUT_S),
         await connect(database_url, application="test") as connection,
     ):
-        while {row[0] for row in await fetch_all(connection, BEGUN_LEASES)} != requests:
+        begun: set[str] = set()
+        while begun != requests:
             await asyncio.sleep(0.05)
+            begun = {row[0] for row in await fetch_all(connection, BEGUN_LEASES)}
 
 
 async def command(environment: dict[str, str], *words: str) -> dict[str, Any]:

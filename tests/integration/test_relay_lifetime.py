@@ -17,7 +17,7 @@ from tests.integration.identity_site import outage, until
 from tests.site import RunningSite, bearer, chat, role_process, running_site
 from tests.upstream import FakeUpstream, Script
 
-KEEPALIVE_S = 0.15
+KEEPALIVE_S = 0.25
 COMMENT = b": keep-alive\n\n"
 
 
@@ -36,9 +36,10 @@ async def test_a_waiting_client_gets_comments_and_then_the_answer_or_an_error_as
         await _comments_before_and_within(site, upstream, anna.key)
         await _error_after_a_comment(site, upstream, anna.key)
         await _other_channel_after_a_comment(site, upstream, anna.key)
-        kinds = [type(end) for end in await site.ended(anna, 3)]
-        assert kinds == [HoldSettled, HoldReleased, HoldSettled]
-        assert (await site.account(anna)).charged_upt == 2 * 1500
+        await _no_comment_while_it_flows(site, upstream, anna.key)
+        kinds = [type(end) for end in await site.ended(anna, 4)]
+        assert kinds == [HoldSettled, HoldReleased, HoldSettled, HoldSettled]
+        assert (await site.account(anna)).charged_upt == 3 * 1500
 
 
 async def _comments_before_and_within(site: RunningSite, upstream: FakeUpstream, key: str) -> None:
@@ -57,6 +58,12 @@ async def _comments_before_and_within(site: RunningSite, upstream: FakeUpstream,
         assert (await answer.rest()).endswith(b": suanpan-points 0.0015\n\ndata: [DONE]\n\n")
 
 
+async def _no_comment_while_it_flows(site: RunningSite, upstream: FakeUpstream, key: str) -> None:
+    """Longer in all than the silence that a comment is due after, never silent for that long."""
+    upstream.play(Script(("word ",) * 12, chunk_delay_s=KEEPALIVE_S / 5))
+    assert COMMENT not in (await site.ask(key, chat(stream=True))).body
+
+
 async def _error_after_a_comment(site: RunningSite, upstream: FakeUpstream, key: str) -> None:
     upstream.play(Script(status=500, first_byte_delay_s=2.5 * KEEPALIVE_S))
     async with site.stream(key, chat()) as answer:
@@ -71,7 +78,7 @@ async def _other_channel_after_a_comment(
     site: RunningSite, upstream: FakeUpstream, key: str
 ) -> None:
     """A comment is no byte of an answer: the next channel is still tried."""
-    async with FakeUpstream(Script(status=500, first_byte_delay_s=0.4)) as slow:
+    async with FakeUpstream(Script(status=500, first_byte_delay_s=2 * KEEPALIVE_S)) as slow:
         model = site.model()
         await site.serves(slow.url, model, priority=1)
         await site.serves(upstream.url, model)

@@ -1,4 +1,4 @@
-"""Tells a waiting client that its call lives: a comment after each stretch of upstream silence."""
+"""Tells a waiting client that its call lives: a comment after each stretch of silence."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class KeepAlive:
         self._timer = self._loop.call_later(every_s, self._check)
 
     def heard(self) -> None:
-        """The provider said something."""
+        """The client was sent something. A provider's comments, which stop here, do not count."""
         self._heard_s = self._loop.time()
 
     def stop(self) -> None:

@@ -158,6 +158,7 @@ class Streaming:
                 out.append(frame.raw)
         if out and not client.left:
             run.passed_on = True
+            keepalive.heard()
             await client.send(out[0] if len(out) == 1 else b"".join(out))
         if failed is not None:
             raise _Broken(failed)
