@@ -14,6 +14,9 @@ class SuanpanError(Exception):
     kind: str = "server_error"
     """OpenAI's `error.type` for this class."""
 
+    retriable: bool = True
+    """False: a client that repeats the request would pay twice."""
+
     def __init__(self, sentence: str, *, retry_after_s: int | None = None) -> None:
         super().__init__(sentence)
         self.sentence = sentence
@@ -100,6 +103,13 @@ class Unavailable(SuanpanError):
     code = "service_unavailable"
     status = 503
     kind = "server_error"
+
+
+class SettlementPending(Unavailable):
+    """The answer was made and is owed, but its charge could not be recorded: do not ask again."""
+
+    code = "settlement_pending"
+    retriable = False
 
 
 class SiteProblem(SuanpanError):

@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Final
 
+import click
 import structlog
 import uvloop
 from prometheus_client import CollectorRegistry
@@ -38,7 +39,11 @@ Say = Callable[[str], None]
 _log = structlog.get_logger("app")
 
 
-def run(role: str, settings: Settings, say: Say = print) -> None:
+def _print(line: str) -> None:
+    click.echo(line)
+
+
+def run(role: str, settings: Settings, say: Say = _print) -> None:
     """Runs a role until SIGTERM or SIGINT. Blocking; raises SiteProblem."""
     configure_logs(settings.log, sys.stderr)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

@@ -40,6 +40,8 @@ def bound_socket(host: str, port: int) -> socket.socket:
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         bound.bind((host, port))
+        # From here on connections wait in the queue instead of being refused.
+        bound.listen(BACKLOG)
     except OSError as error:
         bound.close()
         raise SiteProblem(

@@ -140,6 +140,20 @@ async def test_a_stale_writer_lands_nothing(database: Database) -> None:
     await assert_sound(database)
 
 
+async def test_a_transaction_older_than_a_streams_last_event_lands_nothing(
+    ledger: LedgerSite, database: Database
+) -> None:
+    """I7: readers go by transaction id, so a stream's events must not go back in it."""
+    await ledger.open_account(1, 0)
+    async with await connect(database.app_url, application="test") as connection:
+        async with connection.transaction():
+            await connection.execute("SELECT pg_current_xact_id()")
+            assert isinstance(await ledger.writer.submit(granting(1, 1)), Landed)
+            assert (await appended(connection, granting(1, 2))).landed == frozenset()
+        assert (await appended(connection, granting(1, 4))).landed
+    assert (await ledger.state("account:1")).issued_upt == 5
+
+
 async def test_a_refusal_is_answered_only_from_state_read_for_it(database: Database) -> None:
     """The first writer believes the account empty; the second has just filled it."""
     async with several(database, 2) as (one, other):

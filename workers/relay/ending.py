@@ -15,7 +15,7 @@ from backend.ledger.decide import SettleAsked
 from backend.ledger.leases import LeaseKeeper
 from backend.ledger.points import Charged, Points
 from backend.ledger.spool import Spool
-from schemas.errors import Unavailable
+from schemas.errors import SettlementPending, Unavailable
 from schemas.ledger import ReleaseReason
 from schemas.usage import Basis, Usage
 from workers.relay.run import Run
@@ -76,7 +76,7 @@ class Ending:
             return await self._points.settle(run.call.account, asked)
         except (Unavailable, DatabaseError) as cause:
             await self._keep(run, asked)
-            raise Unavailable(NOT_RECORDED, retry_after_s=5) from cause
+            raise SettlementPending(NOT_RECORDED) from cause
         finally:
             self._leases.drop(run.call.request_id)
 
