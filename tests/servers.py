@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from urllib.parse import quote, urlsplit
 
@@ -16,7 +16,7 @@ REDIS_ELSEWHERE = "redis://127.0.0.1:1/0"
 
 
 @contextmanager
-def postgres_server() -> Iterator[str]:
+def postgres_server() -> Generator[str]:
     """Yields the superuser's URL. Started from the main thread, stopped at the end."""
     with open_folder() as folder, asyncio.Runner() as runner:
         settings = site_settings(folder, redis_url=REDIS_ELSEWHERE)

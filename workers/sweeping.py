@@ -108,7 +108,11 @@ class Sweeper:
             return await self._points.sweep(lease.account, lease.request_id, release)
         asked = SettleAsked(
             request_id=lease.request_id,
-            usage=Usage(input=lease.progress.input, output=lease.progress.output),
+            usage=Usage(
+                input=lease.progress.input,
+                cached_input=lease.progress.cached_input,
+                output=lease.progress.output,
+            ),
             basis=Basis.COUNTED,
             price=await self._prices.price_at(hold.model, hold.price_version),
             price_ref=PriceRef(hold.model, hold.price_version),

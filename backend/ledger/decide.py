@@ -219,12 +219,15 @@ def decide_late(
     version: int,
     asked: SettleAsked,
     sweep_event_id: UUID,
-    charged_by_sweep_upt: int,
+    accounted_upt: int,
 ) -> Decision:
-    """Records real usage that came after a sweep, charging what is available of the difference."""
+    """Records real usage that came after a sweep, charging what is available of the difference.
+
+    `accounted_upt` is what the sweep charged and what it recorded as fallen short.
+    """
     if version == 0:
         return Refuse(NoSuchAccount())
-    due_upt = max(0, cost_of(asked.price, asked.usage) - charged_by_sweep_upt)
+    due_upt = max(0, cost_of(asked.price, asked.usage) - accounted_upt)
     charged_upt = min(due_upt, state.available_upt)
     event = UsageLate(
         request_id=asked.request_id,

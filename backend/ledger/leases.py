@@ -48,6 +48,8 @@ class Progress(msgspec.Struct, frozen=True, omit_defaults=True):
     """A first token has come: what was received is owed."""
     channel: ChannelId | None = None
     upstream_model: str | None = None
+    cached_input: int = 0
+    """Input that the provider had cached; `input` is the rest."""
 
 
 class Expired(msgspec.Struct, frozen=True):

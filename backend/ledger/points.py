@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from hashlib import sha256
 from typing import Final
 from uuid import UUID
 
@@ -19,6 +18,7 @@ from backend.journal.commands import (
     Refused,
     Standing,
 )
+from backend.journal.idempotency import command_id_of
 from backend.journal.reader import find_command
 from backend.journal.writer import Writer
 from backend.kit.postgres import Pool
@@ -33,7 +33,7 @@ from backend.ledger.decide import (
     decide_release,
     decide_settle,
 )
-from schemas.errors import IdempotencyConflict, InsufficientPoints
+from schemas.errors import IdempotencyConflict, InsufficientPoints, NotFound
 from schemas.event import Recorded
 from schemas.ids import RequestId, late_command_id, outcome_command_id
 from schemas.ledger import (
@@ -100,7 +100,7 @@ class Points:
             case AlreadyDone(earlier_hash, rows):
                 raise await self._used_before(body_hash, earlier_hash, rows)
             case _:
-                raise insufficient(MicroPoints(1))
+                raise NotFound("This key's account does not exist.")
 
     async def extend(self, account: str, request_id: RequestId, wanted_upt: int) -> int:
         """Holds up to `wanted_upt` more; returns how much (0: nothing is left, or no such hold)."""
@@ -150,15 +150,14 @@ class Points:
         )
         return isinstance(await self._writer.submit(command, SETTLE_TIMEOUT_S), Landed)
 
-    async def free_command_id(self, scope: bytes) -> UUID:
+    async def free_command_id(self, principal: str, route: str, key: str) -> UUID:
         """The command id of an Idempotency-Key: the first whose request was not refused or
         released.
 
-        `scope` names principal, route and key. A key that is in use gives the used id, so that the
-        hold finds its twin.
+        A key that is in use gives the used id, so that the hold finds its twin.
         """
         for attempt in range(KEY_ATTEMPTS_MAX):
-            command_id = UUID(bytes=sha256(scope + b"\x00%d" % attempt).digest()[:16])
+            command_id = command_id_of(principal, f"{route} {attempt}", key)
             async with self._pool.connection() as connection:
                 found = await find_command(connection, command_id)
             if found is None or not await self._is_free(found[1]):
@@ -191,20 +190,21 @@ class Points:
         rows = await self.outcome_of(asked.request_id)
         for row in rows:
             match decode(row):
-                case HoldSettled(amount_upt=amount_upt, swept=True):
-                    return await self._late(account, asked, row.event_id, amount_upt)
-                case HoldReleased(reason=ReleaseReason.SWEPT):
-                    return await self._late(account, asked, row.event_id, MicroPoints(0))
+                case HoldSettled(swept=True) | HoldReleased(reason=ReleaseReason.SWEPT):
+                    by_sweep = _charged_of(_decoded(rows))
+                    return await self._late(account, asked, row.event_id, by_sweep)
                 case _:
                     continue
         return _charged_of(_decoded(rows))
 
     async def _late(
-        self, account: str, asked: SettleAsked, sweep_event_id: UUID, charged_upt: MicroPoints
+        self, account: str, asked: SettleAsked, sweep_event_id: UUID, by_sweep: Charged
     ) -> Charged:
+        accounted_upt = by_sweep.amount_upt + by_sweep.shortfall_upt
+
         def decide(standings: tuple[Standing, ...], at_us: int) -> Decision:
-            standing = standings[0]
-            return decide_late(standing.state, standing.version, asked, sweep_event_id, charged_upt)
+            state, version = standings[0].state, standings[0].version
+            return decide_late(state, version, asked, sweep_event_id, accounted_upt)
 
         command = Command(late_command_id(asked.request_id), (account,), decide, urgent=True)
         match await self._writer.submit(command, SETTLE_TIMEOUT_S):
@@ -214,7 +214,10 @@ class Points:
                 late = _charged_of(_decoded(rows))
             case Refused():
                 late = Charged(MicroPoints(0))
-        return Charged(MicroPoints(charged_upt + late.amount_upt), late.shortfall_upt)
+        return Charged(
+            MicroPoints(by_sweep.amount_upt + late.amount_upt),
+            MicroPoints(by_sweep.shortfall_upt + late.shortfall_upt),
+        )
 
     async def _used_before(
         self, body_hash: bytes, earlier_hash: bytes, rows: tuple[Recorded, ...]

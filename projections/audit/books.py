@@ -40,6 +40,14 @@ from schemas.registry import Event
 from schemas.usage import Usage
 
 
+class _Swept(msgspec.Struct):
+    """A request that a sweep ended, and what of its cost the sweep accounted for."""
+
+    request_id: str
+    accounted_upt: int
+    """Charged and fallen short."""
+
+
 class _Charge(msgspec.Struct):
     """What was charged for a usage at a price; a shortfall may follow and adds to it."""
 
@@ -51,7 +59,9 @@ class _Charge(msgspec.Struct):
     due_upt: int
     """Charged and fallen short."""
     before_upt: int = 0
-    """Charged by the sweep, where this is late usage."""
+    """What the sweep accounted for, where this is late usage."""
+    swept: _Swept | None = None
+    """Where this is a sweep's settle."""
 
 
 class Book:
@@ -67,11 +77,6 @@ class Book:
         self.charge: _Charge | None = None
         """The last event, where it was a settle."""
         self.version = 0
-
-
-class _Swept(msgspec.Struct, frozen=True):
-    request_id: str
-    charged_upt: int
 
 
 class Books:
@@ -165,11 +170,12 @@ class Books:
             self._note(SETTLE_BOUNDS, row, f"charged {event.amount_upt} of {held_upt} held")
         book.charged_upt += event.amount_upt
         self._revenue_upt += event.amount_upt
-        if event.swept:
-            self._swept[row.event_id] = _Swept(event.request_id, event.amount_upt)
         book.charge = _Charge(
             row.stream, row.version, event.request_id, event.price, event.usage, event.amount_upt
         )
+        if event.swept:
+            book.charge.swept = _Swept(event.request_id, event.amount_upt)
+            self._swept[row.event_id] = book.charge.swept
 
     def _released(self, book: Book, row: Recorded, event: HoldReleased) -> None:
         self._ended(book, row, event.request_id)
@@ -181,6 +187,8 @@ class Books:
             self._note(PROVENANCE, row, "a shortfall that follows no settle of its request")
         else:
             book.charge.due_upt += event.amount_upt
+            if book.charge.swept is not None:
+                book.charge.swept.accounted_upt += event.amount_upt
 
     def _late(self, book: Book, row: Recorded, event: UsageLate) -> None:
         swept = self._swept.pop(event.sweep_event_id, None)
@@ -200,7 +208,7 @@ class Books:
             event.price,
             event.usage,
             event.amount_upt + event.shortfall_upt,
-            swept.charged_upt,
+            swept.accounted_upt,
         )
         self._reprice(book)
 

@@ -11,7 +11,6 @@ from psycopg.pq import ExecStatus
 
 from backend.kit.postgres import make_pool
 from projections.tables import ensure_tables
-
 from tests.architecture.sources import PRODUCT, docstring_nodes, sources
 
 STATEMENT: Final = re.compile(

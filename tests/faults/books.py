@@ -57,7 +57,7 @@ class Request:
         self.settled: list[HoldSettled] = []
         self.released: list[HoldReleased] = []
         self.late: list[UsageLate] = []
-        self.shortfall_upt = 0
+        self.settled_short_upt = 0
 
     @property
     def outcomes(self) -> int:
@@ -87,8 +87,9 @@ class Request:
         usage = Usage(input=said["prompt_tokens"], output=said["completion_tokens"])
         assert self.reported == usage, f"{request_id}: {self.reported} is not {usage}"
         due_upt = cost_of(PRICES[self.model], usage)
-        booked_upt = self.charged_upt + self.shortfall_upt
-        counted_upt = sum(e.amount_upt for e in self.settled if e.swept)
+        late_short_upt = sum(e.shortfall_upt for e in self.late)
+        booked_upt = self.charged_upt + self.settled_short_upt + late_short_upt
+        counted_upt = sum(e.amount_upt + self.settled_short_upt for e in self.settled if e.swept)
         assert booked_upt == max(due_upt, counted_upt), f"{request_id}: {booked_upt} ≠ {due_upt}"
 
 
@@ -137,10 +138,9 @@ class Books:
                 self.requests[request_id].released.append(event)
                 balance.held_upt -= self._held_upt.pop(request_id)
             case ShortfallRecorded(request_id=request_id, amount_upt=amount_upt):
-                self.requests[request_id].shortfall_upt += amount_upt
+                self.requests[request_id].settled_short_upt += amount_upt
             case UsageLate(request_id=request_id, amount_upt=amount_upt):
                 self.requests[request_id].late.append(event)
-                self.requests[request_id].shortfall_upt += event.shortfall_upt
                 balance.charged_upt += amount_upt
             case _:
                 pass

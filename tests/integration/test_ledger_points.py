@@ -10,7 +10,7 @@ import pytest
 
 from backend.kit.postgres import connect
 from backend.ledger.points import KEY_ATTEMPTS_MAX
-from schemas.errors import IdempotencyConflict, InsufficientPoints
+from schemas.errors import IdempotencyConflict, InsufficientPoints, NotFound
 from schemas.ids import RequestId
 from schemas.ledger import PointsHeld, ReleaseReason, Served
 from schemas.prices import Free, PerCall
@@ -28,7 +28,7 @@ from tests.given import (
 )
 from tests.integration.ledger_site import LedgerSite
 
-SCOPE = b"key:1\x00/v1/chat/completions\x00abc"
+ROUTE = "/v1/chat/completions"
 CHANGES_OF_THE_LOG = [
     statement.format(table)
     for table in ("event_log", "event_log_0")
@@ -49,11 +49,16 @@ FORBIDDEN = [
 
 
 async def hold(
-    ledger: LedgerSite, account: str, scope: bytes = SCOPE, body: bytes = b"body"
+    ledger: LedgerSite,
+    account: str,
+    *,
+    principal: str = "key:1",
+    route: str = ROUTE,
+    body: bytes = b"body",
 ) -> RequestId:
     """A call with an Idempotency-Key, as the front asks for it."""
     request = new_request()
-    command_id = await ledger.points.free_command_id(scope)
+    command_id = await ledger.points.free_command_id(principal, route, "abc")
     await ledger.points.hold(account, hold_asked(request), command_id, body)
     return request
 
@@ -75,7 +80,7 @@ async def test_a_caller_is_told_how_many_points_are_missing(ledger: LedgerSite) 
 
 
 async def test_an_account_that_does_not_exist_is_held_nothing(ledger: LedgerSite) -> None:
-    with pytest.raises(InsufficientPoints):
+    with pytest.raises(NotFound):
         await ledger.points.hold("account:404", hold_asked(new_request()), new_id())
     assert await ledger.rows() == []
 
@@ -102,7 +107,7 @@ async def test_a_settle_says_what_was_charged_and_what_could_not_be(ledger: Ledg
 
 async def test_settles_and_releases_that_race_leave_one_outcome(ledger: LedgerSite) -> None:
     account = await ledger.open_account(1, 50)
-    requests = [await hold(ledger, account, b"%d" % n) for n in range(20)]
+    requests = [await hold(ledger, account, route=f"{ROUTE}?{n}") for n in range(20)]
     points = ledger.points
     await asyncio.gather(
         *(points.settle(account, settle_asked(request)) for request in requests * 2),
@@ -182,9 +187,9 @@ async def test_many_calls_under_one_key_at_once_let_one_in(ledger: LedgerSite) -
 
 async def test_keys_of_other_scopes_do_not_meet(ledger: LedgerSite) -> None:
     account = await ledger.open_account(1, 5)
-    await hold(ledger, account, SCOPE)
-    await hold(ledger, account, SCOPE.replace(b"key:1", b"key:2"))
-    await hold(ledger, account, SCOPE.replace(b"completions", b"embeddings"))
+    await hold(ledger, account)
+    await hold(ledger, account, principal="key:2")
+    await hold(ledger, account, route="/v1/embeddings")
     assert len((await ledger.state(account)).holds) == 3
 
 

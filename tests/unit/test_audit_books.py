@@ -128,9 +128,10 @@ def test_late_usage_after_a_sweep_is_sound(swept_upt: int) -> None:
     if swept_upt:
         passing.ended(settled(swept_upt, swept=True), SWEEP)
         passing.pass_on(ShortfallRecorded(REQUEST, MicroPoints(COST_UPT - swept_upt)))
+        passing.pass_on(late(0), command_id=late_command_id(REQUEST))
     else:
         passing.ended(released(ReleaseReason.SWEPT), SWEEP)
-    passing.pass_on(late(COST_UPT - swept_upt - 7, 7), command_id=late_command_id(REQUEST))
+        passing.pass_on(late(COST_UPT - 7, 7), command_id=late_command_id(REQUEST))
     assert passing.failed() == {}
 
 

@@ -126,13 +126,15 @@ class Run:
 
     def progress(self) -> Progress:
         """For the lease: what a sweep needs should this process die."""
-        if self.usage is not None:
-            inputs, outputs = self.usage.input_total, self.usage.output
-        else:
-            inputs = self.input_tokens
-            outputs = self.output_estimate
-        channel = None if self.channel is None else self.channel.channel
-        return Progress(inputs, outputs, self.begun, channel, self.upstream_model)
+        usage = self.usage or Usage(input=self.input_tokens, output=self.output_estimate)
+        return Progress(
+            input=usage.input + usage.cache_write,
+            output=usage.output,
+            begun=self.begun,
+            channel=None if self.channel is None else self.channel.channel,
+            upstream_model=self.upstream_model,
+            cached_input=usage.cached_input,
+        )
 
     def served(self, status: int, now_s: float, error: str | None = None) -> Served:
         """The usage log's columns at the end."""

@@ -29,7 +29,7 @@ from schemas.ids import RequestId, uuid7
 from schemas.openai import error_frame
 from schemas.relay import ChatRelay, RelayCall, WholeAnswer
 
-ROUTE: Final = b"/v1/chat/completions"
+ROUTE: Final = "/v1/chat/completions"
 IDEMPOTENCY_KEY_MAX: Final = 255
 
 _log = structlog.get_logger("http.relay")
@@ -152,8 +152,7 @@ class ChatFront:
             return RelayCall(request_id, entry.account, entry.key, request, request_uuid)
         if not 0 < len(key) <= IDEMPOTENCY_KEY_MAX:
             raise BadRequest(f"Idempotency-Key must have 1 to {IDEMPOTENCY_KEY_MAX} characters.")
-        scope = b"\x00".join((entry.account.encode(), ROUTE, key))
-        command_id = await self._points.free_command_id(scope)
+        command_id = await self._points.free_command_id(entry.account, ROUTE, key.decode("latin-1"))
         digest = sha256(body).digest()
         return RelayCall(request_id, entry.account, entry.key, request, command_id, digest)
 
