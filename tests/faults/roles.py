@@ -26,7 +26,7 @@ SHORT_LEASES = {
 NO_VALKEY = "redis://127.0.0.1:1/0"
 """Given so that no Valkey is started where a test needs none."""
 READY_TIMEOUT_S = 40.0
-STOP_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 30.0
 
 
 def free_port() -> int:
@@ -113,12 +113,15 @@ class Role:
         """Whatever state it is in: SIGTERM, then SIGKILL."""
         if self._process is None or self._process.poll() is not None:
             return
+        servers = psutil.Process(self.pid).children(recursive=True)
         self.resume()
         self._process.terminate()
         try:
             self._process.wait(STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             self.kill()
+            # Its servers end a little later, and still write to their folder until then.
+            psutil.wait_procs(servers, STOP_TIMEOUT_S)
 
     def child(self, name: str) -> psutil.Process:
         """The embedded server with this program name. StopIteration where there is none."""

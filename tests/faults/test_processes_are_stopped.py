@@ -22,13 +22,15 @@ from tests.faults.site import open_accounts, outside_database, until_served
 from tests.upstream import FakeUpstream
 
 WIDTH = 12
+ROOMY_LEASES = {"LEASE_SECONDS": "4", "LEASE_RENEW_SECONDS": "1"}
+"""A busy machine must not end a lease before the test does."""
 
 
 async def test_usage_of_a_process_that_slept_past_its_leases_is_late_and_not_a_second_outcome(
     database: Database, upstream: FakeUpstream, make_role: MakeRole
 ) -> None:
     upstream.by_model["gated"] = GATED
-    environment = outside_database(database.app_url, database.owner_url)
+    environment = outside_database(database.app_url, database.owner_url) | ROOMY_LEASES
     sleeper, sweeper = make_role("api", environment), make_role("worker", environment)
     accounts = await open_accounts(sleeper.environment, upstream.url)
     await asyncio.gather(sleeper.start(), sweeper.start())
