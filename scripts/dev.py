@@ -39,8 +39,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-TIERS: Final = ("unit", "architecture", "model", "security", "integration", "compat", "faults")
-"""Folders of tests/, from cheap to dear: the first failure shows as early as it can."""
+TIERS: Final = ("unit", "architecture", "model", "security", "integration", "compat")
+"""Folders of tests/, from cheap to dear: they mostly wait, so several run side by side."""
+LAST_TIER: Final = "faults"
+"""Puts a site under load and kills it: alone, so that nothing else is blamed for it."""
+PARALLEL: Final = ("--numprocesses=3", "--dist=loadfile")
 
 
 def setup(_: Sequence[str]) -> int:
@@ -60,21 +63,18 @@ def run(arguments: Sequence[str]) -> int:
 def test(arguments: Sequence[str]) -> int:
     """run the tests, cheap tiers first; further words go to pytest"""
     ensure_everything()
-    named = [word for word in arguments if (ROOT / word.partition("::")[0]).exists()]
-    tiers = [f"tests/{tier}" for tier in TIERS if any((ROOT / "tests" / tier).glob("**/test_*.py"))]
-    report = CACHE / "tests.xml"
-    report.unlink(missing_ok=True)
+    if any((ROOT / word.partition("::")[0]).exists() for word in arguments):
+        return call(tool("python"), "-m", "pytest", *arguments)
     started = time.monotonic()
-    status = call(
-        tool("python"),
-        "-m",
-        "pytest",
-        f"--junitxml={report}",
-        *arguments,
-        *([] if named else tiers),
-    )
-    if report.exists():
-        print_tiers(report, time.monotonic() - started)
+    side_by_side = [*PARALLEL, *(f"tests/{tier}" for tier in TIERS)]
+    reports = {CACHE / "tests.xml": side_by_side, CACHE / "faults.xml": [f"tests/{LAST_TIER}"]}
+    status = 0
+    for report, words in reports.items():
+        report.unlink(missing_ok=True)
+        status |= call(
+            tool("python"), "-m", "pytest", "-q", f"--junitxml={report}", *arguments, *words
+        )
+    print_tiers([report for report in reports if report.exists()], time.monotonic() - started)
     return status
 
 
@@ -151,11 +151,12 @@ def execute(*command: str | Path) -> NoReturn:
     os.execve(command[0], [str(part) for part in command], environment())  # noqa: S606
 
 
-def print_tiers(report: Path, seconds: float) -> None:
+def print_tiers(reports: Sequence[Path], seconds: float) -> None:
     """One line per tier: passed, failed, skipped, seconds."""
     counts: dict[str, Counter[str]] = {}
     # Written by pytest a moment ago, on this machine.
-    for case in ElementTree.parse(report).iter("testcase"):  # noqa: S314
+    cases = (case for file in reports for case in ElementTree.parse(file).iter("testcase"))  # noqa: S314
+    for case in cases:
         tier = (case.get("classname") or "tests.?").split(".")[1]
         tags = {child.tag for child in case}
         outcome = "failed" if tags & {"failure", "error"} else "passed"

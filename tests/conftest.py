@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Iterator
+from typing import Final
 from urllib.parse import urlsplit, urlunsplit
 
 import msgspec
@@ -27,6 +28,14 @@ class Database(msgspec.Struct, frozen=True):
     name: str
 
 
+RECKLESS: Final = (
+    "ALTER SYSTEM SET fsync = off",
+    "ALTER SYSTEM SET full_page_writes = off",
+    "SELECT pg_reload_conf()",
+)
+"""No test cuts the power: what is committed survives any kill without the disk's word for it."""
+
+
 def _with_database(url: str, name: str, user: str | None = None, password: str = "") -> str:
     parts = urlsplit(url)
     host = f"{parts.hostname}:{parts.port}"
@@ -43,6 +52,8 @@ class Server:
         self._suffix = secrets.token_hex(4)
         self._count = 0
         with psycopg.connect(self._url, autocommit=True) as connection:
+            for setting in RECKLESS:
+                connection.execute(setting)
             for role in (self._owner, self._app):
                 connection.execute(
                     sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}").format(

@@ -22,7 +22,11 @@ STEP_TIMEOUT_S: Final = 600
 
 
 class CannotBuild(Exception):
-    """This machine cannot do it; the text says why."""
+    """This machine cannot do it; the text says why. `curable`: an installed package would help."""
+
+    def __init__(self, why: str, *, curable: bool = False) -> None:
+        super().__init__(why)
+        self.curable = curable
 
 
 def cache_folder() -> Path:
@@ -37,7 +41,7 @@ def base_root() -> Path:
     if (base / "ready").exists():
         return base
     if shutil.which("debootstrap") is None:
-        raise CannotBuild("debootstrap is not installed (Debian package debootstrap)")
+        raise CannotBuild("debootstrap is not installed (Debian's package)", curable=True)
     draft = base.with_name(f"{base.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)
     draft.parent.mkdir(parents=True, exist_ok=True)

@@ -21,6 +21,7 @@ from backend.kit.kafka import RECORDS_MAX, Record
 from backend.kit.kafka_admin import (
     ADMIN_TIMEOUT_S,
     REQUEST_TIMEOUT_S,
+    KafkaUnavailable,
     connected,
     describe_cluster,
     translated,
@@ -51,11 +52,19 @@ class Follower:
             batches = await self._consumer.getmany(
                 timeout_ms=int(timeout_s * 1000), max_records=RECORDS_MAX
             )
+        if not batches:
+            self._expect_topics()
         found: list[Record] = []
         for partition, records in batches.items():
             found += records
             self.offsets[partition.topic, partition.partition] = records[-1].offset + 1
         return found
+
+    def _expect_topics(self) -> None:
+        """A topic that is gone would be asked for without end: better to begin again later."""
+        for topic in {partition.topic for partition in self._consumer.assignment()}:
+            if self._consumer.partitions_for_topic(topic) is None:
+                raise KafkaUnavailable(f"{self._bootstrap}: topic {topic} is gone")
 
     async def behind(self) -> int:
         """How many records are there that were not returned yet. Raises KafkaUnavailable."""

@@ -28,6 +28,8 @@ _SECRET_TEXT = re.compile(
     re.IGNORECASE,
 )
 _DEPTH_MAX = 4
+_CHATTY = {"aiokafka": logging.CRITICAL, "psycopg.pool": logging.ERROR}
+"""They repeat many times a second what our own code says once: the server is away."""
 
 
 def configure_logs(settings: LogSettings, stream: TextIO | None = None) -> None:
@@ -65,6 +67,8 @@ def configure_logs(settings: LogSettings, stream: TextIO | None = None) -> None:
     root.handlers[:] = [handler]
     # Libraries chat at INFO; ours is the voice that counts.
     root.setLevel(max(level, logging.WARNING))
+    for name, loudest in _CHATTY.items():
+        logging.getLogger(name).setLevel(loudest)
 
 
 def get_logger(name: str) -> Any:

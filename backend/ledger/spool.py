@@ -16,6 +16,7 @@ import msgspec
 import structlog
 
 from backend.kit.postgres import DatabaseError
+from backend.kit.private_files import sync_folder
 from backend.ledger.decide import SettleAsked
 from backend.ledger.points import Points
 from schemas.errors import Unavailable
@@ -39,6 +40,7 @@ class Spool:
         self._failures: Final[Counter[str]] = Counter()
         """How often each file could not be settled: those that could not come last."""
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._adopt_drafts()
 
     def waiting(self) -> int:
         return sum(1 for _ in self._folder.glob("*.json"))
@@ -92,9 +94,23 @@ class Spool:
             file.write(data)
             file.flush()
             os.fsync(descriptor)
-        Path(draft).rename(self._folder / name)
-        folder = os.open(self._folder, os.O_RDONLY)
+        self._publish(Path(draft), self._folder / name)
+
+    def _publish(self, draft: Path, target: Path) -> None:
         try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+            draft.rename(target)
+        except FileNotFoundError:
+            if not target.exists():  # else a process that has just started was faster
+                raise
+        sync_folder(self._folder)
+
+    def _adopt_drafts(self) -> None:
+        """What a process wrote whole but was killed before it could name is owed all the same."""
+        for draft in self._folder.glob(".*.json.*"):
+            try:
+                spooled = msgspec.json.decode(draft.read_bytes(), type=Spooled)
+            except FileNotFoundError:
+                continue
+            except msgspec.DecodeError:
+                continue  # torn, or still being written: its client was told nothing yet
+            self._publish(draft, self._folder / f"{spooled.asked.request_id}.json")

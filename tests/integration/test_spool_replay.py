@@ -164,3 +164,19 @@ async def test_files_are_private_whole_and_leave_nothing_half_written(tmp_path: 
     assert file.name == f"{request}.json"
     assert file.stat().st_mode & 0o777 == 0o600
     assert (tmp_path / "spool").stat().st_mode & 0o777 == 0o700
+
+
+async def test_a_settlement_written_whole_but_not_yet_named_is_owed(
+    ledger: LedgerSite, tmp_path: Path
+) -> None:
+    account = await ledger.open_account(1, 10)
+    request = await held(ledger, account)
+    folder = tmp_path / "spool"
+    await Spool(folder).put(account, settle_asked(request))
+    named = folder / f"{request}.json"
+    named.rename(folder / f".{request}.json.k1ll3d")
+    (folder / ".torn.json.k1ll3d").write_bytes(b'{"account":"acc')
+    spool = Spool(folder)
+    assert named.exists()
+    assert await spool.replay(ledger.points) == 1
+    assert spool.waiting() == 0

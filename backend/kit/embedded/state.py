@@ -10,16 +10,19 @@ import fcntl
 import os
 import random
 import socket
+import time
 from pathlib import Path
 
 import msgspec
 
 from backend.kit.clock import Randomness
 from backend.kit.private_files import unwritable, write_private
+from backend.kit.runtime_file import process_start_ticks
 from schemas.errors import SiteProblem
 
 _STATE = "parts.json"
 _LOCK = "lock"
+_DYING_TRIES, _DYING_PAUSE_S = 50, 0.1
 # Below the range from which systems take outgoing ports (32768 on Linux, 49152 on macOS): a port
 # that is kept must not be borrowed by some connection while the site is down.
 _PORT_MIN, _PORT_MAX = 20_000, 31_999
@@ -104,17 +107,34 @@ class DataDirLock:
             self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
             raise unwritable(path, error) from error
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            holder = os.read(self._descriptor, 32).decode("ascii", "replace").strip()
+        holder = self._taken_by()
+        if holder is not None:
             os.close(self._descriptor)
             raise SiteProblem(
                 f"The data folder {data_dir} is in use by another suanpan (pid {holder or '?'}). "
                 "Stop that one, or choose another folder with SUANPAN_DATA_DIR."
-            ) from error
+            )
         os.ftruncate(self._descriptor, 0)
         os.pwrite(self._descriptor, f"{os.getpid()}\n".encode(), 0)
+
+    def _taken_by(self) -> str | None:
+        """None once the lock is ours; else the pid that holds it.
+
+        A child that was being started when its supervisor was killed holds the lock a moment longer
+        than the supervisor: that is waited for.
+        """
+        holder = ""
+        for _ in range(_DYING_TRIES):
+            try:
+                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = os.pread(self._descriptor, 32, 0).decode("ascii", "replace").strip()
+            else:
+                return None
+            if holder.isdigit() and process_start_ticks(int(holder)) is not None:
+                return holder
+            time.sleep(_DYING_PAUSE_S)
+        return holder
 
     def release(self) -> None:
         # The file stays: removing it would let two holders lock two different files.
