@@ -15,7 +15,7 @@ from typing import Final
 import httpx
 import msgspec
 
-from backend.app.foundation import Foundation, founded
+from backend.app.foundation import Foundation, site_of_its_own
 from backend.grants import GrantAsked, Grants
 from backend.identity.service import KeyAsked
 from backend.kit.settings import load_settings
@@ -99,7 +99,7 @@ async def opened_site(
         kafka_bootstrap_servers=kafka,
         log_level="warning",
     )
-    async with founded(settings, migrates=True) as foundation:
+    async with site_of_its_own(settings) as foundation:
         pid, port = upstream
         await _add_channel(foundation, f"http://127.0.0.1:{port}/v1")
         grants = Grants(foundation.writer, foundation.pool, foundation.identity, foundation.secret)

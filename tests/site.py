@@ -22,7 +22,7 @@ import psycopg
 from prometheus_client import CollectorRegistry
 
 from backend.app.consumers import add_projector
-from backend.app.foundation import Foundation, founded
+from backend.app.foundation import Foundation, part_of_a_site
 from backend.app.health import HealthCheck
 from backend.app.relay import Relay, relay_of
 from backend.app.serving import address_of, bound_socket, serve
@@ -312,7 +312,7 @@ async def running_site(
     registry = CollectorRegistry()
     async with AsyncExitStack() as stack:
         chosen = settings_of(database, folder, **settings)
-        base = await stack.enter_async_context(founded(chosen, migrates=False))
+        base = await stack.enter_async_context(part_of_a_site(chosen))
         health = HealthCheck(base, "serve")
         if projecting:
             await add_projector(base, health, registry, stack)

@@ -18,7 +18,7 @@ from backend.journal.migrate import is_current, migrate
 from backend.journal.wake import LogWatch
 from backend.journal.writer import Writer
 from backend.kit.clock import SystemClock, SystemRandomness
-from backend.kit.embedded import RunningParts, start_parts
+from backend.kit.embedded import RunningParts, outside_parts, running_parts
 from backend.kit.postgres import Pool, make_pool
 from backend.kit.private_files import make_data_dir
 from backend.kit.runtime_file import read_runtime
@@ -49,24 +49,36 @@ class Foundation(msgspec.Struct, frozen=True):
 
 
 @asynccontextmanager
-async def founded(settings: Settings, *, migrates: bool) -> AsyncGenerator[Foundation]:
-    """Starts the parts (or finds them by their URLs) and what stands on them.
+async def site_of_its_own(settings: Settings) -> AsyncGenerator[Foundation]:
+    """`serve`: starts each part whose URL is not set, and brings the schema up to date.
 
-    `migrates`: bring the schema up to date first; otherwise refuse a database that is behind.
     Raises SiteProblem.
     """
     make_data_dir(settings.data_dir)
-    clock, randomness = SystemClock(), SystemRandomness()
-    async with AsyncExitStack() as stack:
-        parts = await start_parts(settings, randomness)
-        stack.push_async_callback(parts.stop)
+    async with running_parts(settings) as parts:
         urls = parts.parts
-        if migrates:
-            applied = await asyncio.to_thread(migrate, urls.database_owner_url, urls.database_url)
-            if applied:
-                _log.info("migrated", files=len(applied))
-        else:
-            await asyncio.to_thread(_require_current, urls.database_url)
+        applied = await asyncio.to_thread(migrate, urls.database_owner_url, urls.database_url)
+        if applied:
+            _log.info("migrated", files=len(applied))
+        async with _founded(settings, parts) as foundation:
+            yield foundation
+
+
+@asynccontextmanager
+async def part_of_a_site(settings: Settings) -> AsyncGenerator[Foundation]:
+    """The other roles: start no part, and refuse a database that is behind. Raises SiteProblem."""
+    settings = _beside_a_running_site(settings)
+    make_data_dir(settings.data_dir)
+    parts = outside_parts(settings)
+    await asyncio.to_thread(_require_current, parts.parts.database_url)
+    async with _founded(settings, parts) as foundation:
+        yield foundation
+
+
+@asynccontextmanager
+async def _founded(settings: Settings, parts: RunningParts) -> AsyncGenerator[Foundation]:
+    clock, randomness, urls = SystemClock(), SystemRandomness(), parts.parts
+    async with AsyncExitStack() as stack:
         secret = load_or_make_secret(settings, randomness)
         pool = make_pool(urls.database_url, application="suanpan", size_max=POOL_SIZE_MAX)
         await stack.enter_async_context(pool)
@@ -95,25 +107,22 @@ async def founded(settings: Settings, *, migrates: bool) -> AsyncGenerator[Found
         )
 
 
-def beside_a_running_site(settings: Settings) -> Settings:
+def _beside_a_running_site(settings: Settings) -> Settings:
     """The settings with the URLs of the site that runs on this data folder, where none are given.
 
     Raises SiteProblem where there is neither.
     """
-    if settings.database.url and settings.redis.url:
+    if settings.database.url:
         return settings
     runtime = read_runtime(settings.data_dir)
     if runtime is None:
         raise SiteProblem(
-            "This role needs DATABASE_URL and REDIS_URL, or a site running on the same data folder:"
-            " set them, or start `suanpan serve` first."
+            "This role needs DATABASE_URL (and REDIS_URL), or a site running on the same data "
+            "folder: set them, or start `suanpan serve` first."
         )
     return msgspec.structs.replace(
         settings,
-        database=DatabaseSettings(
-            settings.database.url or runtime.database_url,
-            settings.database.owner_url or runtime.database_owner_url,
-        ),
+        database=DatabaseSettings(runtime.database_url, runtime.database_owner_url),
         redis=RedisSettings(settings.redis.url or runtime.redis_url),
     )
 

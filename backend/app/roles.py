@@ -16,7 +16,7 @@ import uvloop
 from prometheus_client import CollectorRegistry
 
 from backend.app.consumers import add_projector, add_publisher
-from backend.app.foundation import Foundation, beside_a_running_site, founded
+from backend.app.foundation import Foundation, part_of_a_site, site_of_its_own
 from backend.app.health import HealthCheck
 from backend.app.relay import make_sweeper, relay_of
 from backend.app.seals import add_seals, run_witness
@@ -78,7 +78,7 @@ async def _serve(settings: Settings, say: Say) -> None:
     bound = bound_socket(settings.host, settings.port)
     registry = CollectorRegistry()
     async with AsyncExitStack() as stack:
-        base = await stack.enter_async_context(founded(settings, migrates=True))
+        base = await stack.enter_async_context(site_of_its_own(settings))
         health = HealthCheck(base, "serve")
         # First: what Kafka has and the table lacks must close the site before anything is written.
         await add_publisher(base, health, registry, stack)
@@ -106,9 +106,7 @@ async def _api(settings: Settings, say: Say) -> None:
     bound = bound_socket(settings.host, settings.port)
     registry = CollectorRegistry()
     async with AsyncExitStack() as stack:
-        base = await stack.enter_async_context(
-            founded(beside_a_running_site(settings), migrates=False)
-        )
+        base = await stack.enter_async_context(part_of_a_site(settings))
         health = HealthCheck(base, "api")
         site = Site("api", health, registry)
         relay = await stack.enter_async_context(relay_of(base, site, registry))
@@ -125,9 +123,7 @@ async def _behind_probes(role: str, settings: Settings, say: Say, add: Add) -> N
     bound = bound_socket(settings.host, settings.port)
     registry = CollectorRegistry()
     async with AsyncExitStack() as stack:
-        base = await stack.enter_async_context(
-            founded(beside_a_running_site(settings), migrates=False)
-        )
+        base = await stack.enter_async_context(part_of_a_site(settings))
         health = HealthCheck(base, role)
         await add(base, health, registry, stack)
         say(f"suanpan {role} is ready at {address_of(bound)}")

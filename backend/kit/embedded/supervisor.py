@@ -174,13 +174,19 @@ async def running_parts(
         await running.stop()
 
 
+def outside_parts(settings: Settings) -> RunningParts:
+    """The parts that the URLs name; starts nothing. DATABASE_URL must be set, REDIS_URL may be."""
+    assert settings.database.url, "the caller has looked"
+    return RunningParts(_parts(settings, None, None, None), (), None)
+
+
 async def start_parts(settings: Settings, randomness: Randomness | None = None) -> RunningParts:
     """Start each part whose URL is not set, and wait until all are ready.
 
     Raises SiteProblem: one sentence for whatever is wrong. Nothing is left running then.
     """
     if settings.database.url and settings.redis.url:
-        return RunningParts(_parts(settings, None, None, None), (), None)
+        return outside_parts(settings)
     make_data_dir(settings.data_dir)
     lock, running = DataDirLock(settings.data_dir), None
     try:
