@@ -192,14 +192,16 @@ def _not_sent(_folder: str, names: list[str]) -> list[str]:
 
 
 def _mirror() -> str | None:
-    """The Debian mirror that this machine uses."""
+    """The Debian mirror that this machine uses: one that has our suite."""
     for file in (*Path("/etc/apt/sources.list.d").glob("*"), Path("/etc/apt/sources.list")):
         if not file.is_file():
             continue
-        for line in file.read_text().splitlines():
-            words = line.split()
-            if words[:1] == ["URIs:"]:
-                return words[1]
-            if words[:1] == ["deb"]:
-                return next(word for word in words[1:] if "://" in word)
+        for stanza in file.read_text().split("\n\n"):
+            fields = dict(line.split(": ", 1) for line in stanza.splitlines() if ": " in line)
+            if SUITE in fields.get("Suites", "").split():
+                return fields["URIs"].split()[0]
+            for line in stanza.splitlines():
+                words = [word for word in line.split() if not word.startswith("[")]
+                if words[:1] == ["deb"] and words[2:3] == [SUITE]:
+                    return words[1]
     return None
