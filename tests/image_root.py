@@ -19,6 +19,11 @@ ROOT: Final = Path(__file__).resolve().parents[1]
 PACKAGES: Final = "python3,python3-venv,ca-certificates"
 SUITE: Final = "bookworm"
 STEP_TIMEOUT_S: Final = 600
+NO_NETWORK: Final = (
+    "Failed to establish a new connection",
+    "NewConnectionError",
+    "Temporary failure in name resolution",
+)
 
 
 class CannotBuild(Exception):
@@ -163,7 +168,7 @@ def _run(image: Image, script: str) -> None:
     )
     if done.returncode != 0:
         output = f"{done.stdout[-2000:]}{done.stderr[-2000:]}"
-        if "NewConnectionError" in output or "Temporary failure in name resolution" in output:
+        if any(sign in output for sign in NO_NETWORK):
             raise CannotBuild("no network for the packages of the image")
         raise AssertionError(f"RUN {script}\n{output}")
 
