@@ -70,8 +70,11 @@ class Outlet:
                         place: group.create_task(self._send_partition(place, own))
                         for place, own in by_partition.items()
                     }
-            except* KafkaError as failures:
-                raise _first(failures) from failures
+            except BaseExceptionGroup as failures:
+                # Not `except*`: what is raised there comes out as a group again.
+                if (failed := _all_of_kafka(failures)) is not None:
+                    raise failed from failures
+                raise
         offsets = {place: task.result() for place, task in tasks.items()}
         return {place: offset for place, offset in offsets.items() if offset >= 0}
 
@@ -135,6 +138,14 @@ async def _close(producer: AIOKafkaProducer) -> None:
 def _added(batch: Any, record: Outgoing) -> bool:
     added = batch.append(key=record.key, value=record.value, timestamp=None, headers=record.headers)
     return added is not None
+
+
+def _all_of_kafka(failures: BaseExceptionGroup[BaseException]) -> KafkaError | None:
+    """The first failure, if all of them are Kafka's."""
+    ours, others = failures.split(KafkaError)
+    if ours is None or others is not None:
+        return None
+    return _first(ours)
 
 
 def _first(failures: BaseExceptionGroup[KafkaError]) -> KafkaError:
