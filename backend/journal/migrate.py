@@ -15,6 +15,8 @@ from psycopg.conninfo import conninfo_to_dict
 from backend.kit.postgres import conninfo
 from schemas.errors import SiteProblem
 
+OLDEST_SERVER: Final = 170_000
+"""Identity columns on partitioned tables came with 17."""
 LOCK_KEY: Final = 0x5375616E_70616E
 _MAKE_TABLE: Final = """
     CREATE TABLE IF NOT EXISTS migrations (
@@ -42,18 +44,29 @@ def migration_files() -> list[tuple[str, str]]:
 def migrate(owner_url: str, app_url: str) -> list[str]:
     """Applies what is missing and returns the names applied; blocking, for start-up and the CLI.
 
-    Raises SiteProblem where an applied file differs from ours or the database is newer than us.
+    Raises SiteProblem where an applied file differs from ours, the database is newer than us, or
+    the server too old.
     """
     app_role = conninfo_to_dict(app_url).get("user") or conninfo_to_dict(owner_url).get("user")
     with psycopg.connect(
         conninfo(owner_url, application="suanpan migrate"), autocommit=True
     ) as connection:
+        check_version(connection.info.server_version)
         connection.execute("SET statement_timeout = '10min'")
         connection.execute(_SET_ROLE, {"role": str(app_role or _current_user(connection))})
         connection.execute(_TRY_LOCK, {"key": LOCK_KEY})
         connection.execute(_MAKE_TABLE)
         connection.execute(_GRANT)
         return _apply_missing(connection)
+
+
+def check_version(number: int) -> None:
+    """Raises SiteProblem for a server that cannot hold the schema; `number` as in 180004."""
+    if number < OLDEST_SERVER:
+        raise SiteProblem(
+            f"DATABASE_URL is PostgreSQL {number // 10_000}: Suanpan needs 17 or newer (18 is what it "
+            "is tested with), or no DATABASE_URL to run its own."
+        )
 
 
 def is_current(connection: psycopg.Connection[Any]) -> bool:
