@@ -64,8 +64,8 @@ def check_version(number: int) -> None:
     """Raises SiteProblem for a server that cannot hold the schema; `number` as in 180004."""
     if number < OLDEST_SERVER:
         raise SiteProblem(
-            f"DATABASE_URL is PostgreSQL {number // 10_000}: Suanpan needs 17 or newer (18 is what it "
-            "is tested with), or no DATABASE_URL to run its own."
+            f"DATABASE_URL is PostgreSQL {number // 10_000}: Suanpan needs 17 or newer (it is "
+            "tested with 18), or no DATABASE_URL to run its own."
         )
 
 
