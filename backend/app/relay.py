@@ -119,8 +119,7 @@ async def relay_of(
     spool = Spool(settings.data_dir / "spool")
     sweeper = make_sweeper(base, points, spool)
     sweeper.start()
-    callers = Callers(keys, clock)
-    callers.loaded = True
+    callers = Callers(keys, clock, view.catch_up)
     runner = _runner(
         base,
         points,
@@ -131,6 +130,7 @@ async def relay_of(
     )
     front = ChatFront(
         callers,
+        view.catch_up,
         catalog,
         runner,
         points,

@@ -6,6 +6,7 @@ It serves what it has while Postgres is away and says so; it knows kinds, not th
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, ClassVar, Final, Protocol
 
@@ -47,6 +48,8 @@ PAGE_ROWS: Final = 1_000
 TAIL_ROWS: Final = 5_000
 READ_EVERY_S: Final = 0.2
 """Reads are at least this far apart: under load every append wakes us."""
+CATCH_UP_EVERY_S: Final = 0.1
+CATCH_UP_TIMEOUT_S: Final = 2.0
 PASS_TIMEOUT_S: Final = 10.0
 BACKOFF_S: Final = (0.1, 0.2, 0.5, 1.0)
 
@@ -89,6 +92,8 @@ class StateView:
         self._fresh_at_s = 0.0
         self._stale = True
         self._task: asyncio.Task[None] | None = None
+        self._next_read: asyncio.Task[None] | None = None
+        self._caught_up_s = -CATCH_UP_EVERY_S
 
     @property
     def place(self) -> Position | None:
@@ -134,6 +139,25 @@ class StateView:
             raise
         self._now_fresh()
 
+    async def catch_up(self) -> None:
+        """Reads what was committed before this call; never raises, for a stale view still serves.
+
+        All who ask before a read has begun share it, and reads are CATCH_UP_EVERY_S apart: asking
+        for what does not exist costs the database nothing more.
+        """
+        if self._next_read is None:
+            self._next_read = asyncio.get_running_loop().create_task(self._read_soon())
+        await asyncio.shield(self._next_read)
+
+    async def _read_soon(self) -> None:
+        wait_s = self._caught_up_s + CATCH_UP_EVERY_S - self._clock.monotonic_s()
+        await asyncio.sleep(max(0.0, wait_s))
+        self._next_read = None
+        self._caught_up_s = self._clock.monotonic_s()
+        with contextlib.suppress(DatabaseError, OSError, TimeoutError):
+            async with asyncio.timeout(CATCH_UP_TIMEOUT_S):
+                await self.refresh()
+
     async def reread(self, *streams: str) -> None:
         """Reads these streams now, ahead of the log: for who has just written them."""
         async with self._lock, self._pool.connection() as connection:
@@ -143,7 +167,7 @@ class StateView:
         self._task = vital(self._run(), "state view")
 
     async def stop(self) -> None:
-        await ended(self._task)
+        await ended(self._task, self._next_read)
 
     async def _run(self) -> None:
         failures = 0

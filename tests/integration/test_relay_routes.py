@@ -7,6 +7,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from backend.identity.service import KeyAsked
+from schemas.catalog import ChannelSettings
 from schemas.prices import PerCall
 from tests.conftest import Database
 from tests.integration.identity_site import until
@@ -96,3 +98,25 @@ async def test_health_and_metrics_tell_of_calls(database: Database, tmp_path: Pa
         assert 'suanpan_relay_calls_total{status="200"} 1.0' in metrics
         assert 'suanpan_relay_calls_total{status="401"} 1.0' in metrics
         assert anna.key not in metrics
+
+
+async def test_what_was_made_a_moment_ago_is_known_at_once(
+    database: Database, tmp_path: Path
+) -> None:
+    """A script that makes a key, a channel and a price and calls right away is not refused."""
+    async with FakeUpstream() as upstream, running_site(database, tmp_path) as site:
+        anna = await site.customer()
+        for number in range(3):
+            new = await site.base.identity.create_key(anna.person, KeyAsked("script"))
+            model = f"fresh-{number}"
+            settings = ChannelSettings(model, "openai", upstream.url, (model,))
+            await site.base.opening.add_channel(settings, "sk-up")
+            await site.base.catalog.set_price(model, PerCall(1_000_000))
+            assert (await site.ask(new.text, chat(model))).status == 200
+
+
+async def test_many_strangers_share_one_look_at_the_log(database: Database, tmp_path: Path) -> None:
+    async with running_site(database, tmp_path) as site:
+        strangers = [site.ask(f"sk-{number:040}", chat()) for number in range(60)]
+        replies = await asyncio.gather(*strangers)
+        assert {reply.status for reply in replies} == {401}

@@ -16,7 +16,7 @@ from litestar.types import Receive, Scope, Send
 
 from backend.http.body import read_body
 from backend.http.metrics import RelayMetrics
-from backend.http.relay.callers import Callers
+from backend.http.relay.callers import Callers, CatchUp
 from backend.http.relay.client import AsgiClientStream
 from backend.http.relay.errors import error_answer, internal_answer, json_headers
 from backend.identity.key_view import KeyEntry
@@ -69,6 +69,7 @@ class ChatFront:
     def __init__(
         self,
         callers: Callers,
+        catch_up: CatchUp,
         models: Models,
         relay: ChatRelay,
         points: Points,
@@ -78,6 +79,7 @@ class ChatFront:
         body_bytes_max: int,
     ) -> None:
         self._callers: Final = callers
+        self._catch_up: Final = catch_up
         self._models: Final = models
         self._relay: Final = relay
         self._points: Final = points
@@ -107,13 +109,10 @@ class ChatFront:
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send, request_uuid: UUID) -> int:
         headers: list[tuple[bytes, bytes]] = scope["headers"]  # type: ignore[assignment]
-        entry = self._callers.of(headers)
+        entry = await self._callers.of(headers)
         body = await read_body(headers, receive, self._body_bytes_max)
         request = parse_chat_request(body)
-        if not entry.allows(request.model) or not self._models.available(request.model):
-            raise ModelNotFound(
-                f"The model `{request.model}` does not exist or your key may not use it."
-            )
+        await self._check_model(entry, request.model)
         call = await self._call(headers, entry, request, request_uuid, body)
         if request.streamed:
             return await self._stream(call, receive, send)
@@ -122,6 +121,12 @@ class ChatFront:
         answer_headers.append((b"x-suanpan-points", whole.points.encode()))
         await _send_whole(send, 200, answer_headers, whole.body)
         return 200
+
+    async def _check_model(self, entry: KeyEntry, model: str) -> None:
+        if entry.allows(model) and not self._models.available(model):
+            await self._catch_up()
+        if not entry.allows(model) or not self._models.available(model):
+            raise ModelNotFound(f"The model `{model}` does not exist or your key may not use it.")
 
     async def _stream(self, call: RelayCall, receive: Receive, send: Send) -> int:
         client = AsgiClientStream(send, call.request_id)
