@@ -43,12 +43,6 @@ class InsufficientPoints(SuanpanError):
     kind = "insufficient_quota"
 
 
-class Forbidden(SuanpanError):
-    code = "permission_denied"
-    status = 403
-    kind = "invalid_request_error"
-
-
 class NotFound(SuanpanError):
     code = "not_found"
     status = 404
@@ -77,12 +71,6 @@ class TooLarge(SuanpanError):
     code = "request_too_large"
     status = 413
     kind = "invalid_request_error"
-
-
-class RateLimited(SuanpanError):
-    code = "rate_limit_exceeded"
-    status = 429
-    kind = "rate_limit_error"
 
 
 class UpstreamAnswered(SuanpanError):

@@ -52,6 +52,7 @@ async def add_projector(
     lags.start()
     stack.push_async_callback(lags.stop)
     health.add("lag", lags.shown)
+    health.add_warnings(lags.warnings)
     names = [consumer.name for consumer in consumers]
     gauge_per_consumer(registry, "suanpan_lag_rows", "Rows not applied yet", names, lags.rows_of)
     gauge_per_consumer(

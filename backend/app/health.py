@@ -34,6 +34,7 @@ class HealthCheck:
         self._role: Final = role
         self._parts: dict[str, Part] = {}
         self._alarms: dict[str, Callable[[], dict[str, str]]] = {}
+        self._warnings: list[Callable[[], tuple[str, ...]]] = []
 
     def add(self, name: str, part: Part) -> None:
         self._parts[name] = part
@@ -41,6 +42,10 @@ class HealthCheck:
     def add_alarms(self, name: str, alarms: Callable[[], dict[str, str]]) -> None:
         """Alarms are reasons not to be ready: consumer → what is wrong."""
         self._alarms[name] = alarms
+
+    def add_warnings(self, warnings: Callable[[], tuple[str, ...]]) -> None:
+        """What an operator should look at though the site works."""
+        self._warnings.append(warnings)
 
     async def __call__(self) -> Health:
         why: list[str] = []
@@ -60,6 +65,8 @@ class HealthCheck:
             for name, said in parts.items()
             if isinstance(said, str) and said.startswith("down")
         )
+        for say in self._warnings:
+            warnings.extend(say())
         status = "not ready" if why else "ready"
         return Health(status, self._role, tuple(why), tuple(warnings), parts)
 

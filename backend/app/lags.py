@@ -9,7 +9,7 @@ from typing import Any, Final
 from backend.journal.consumer import Consumer
 from backend.kit.postgres import DatabaseError, Pool
 from backend.kit.tasks import ended, vital
-from projections.health import Lag, list_lags
+from projections.health import Lag, alarms_of, list_lags
 
 EVERY_S: Final = 5.0
 
@@ -39,6 +39,10 @@ class LagWatch:
 
     def parked_of(self, name: str) -> float:
         return self._lags[name].parked if name in self._lags else float("nan")
+
+    def warnings(self) -> tuple[str, ...]:
+        """A sentence for each consumer that has set streams aside or is far behind."""
+        return alarms_of(self._lags.values())
 
     async def _run(self) -> None:
         while True:

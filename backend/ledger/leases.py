@@ -32,7 +32,6 @@ EXPIRED: Final = """
 SELECT request_id::text, stream, generation, progress FROM leases
 WHERE until < clock_timestamp() ORDER BY until LIMIT %(count_max)s
 """
-OPEN_COUNT: Final = "SELECT count(*) FROM leases"
 
 RENEW_BATCH_MAX: Final = 1_000
 _ENCODER: Final = msgspec.json.Encoder()

@@ -6,6 +6,7 @@ A file is removed only after its settlement is known to be in the log.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections import Counter
 from pathlib import Path
@@ -97,11 +98,9 @@ class Spool:
         self._publish(Path(draft), self._folder / name)
 
     def _publish(self, draft: Path, target: Path) -> None:
-        try:
+        # Nobody removes a whole draft but by naming it: if it is gone, another process did so.
+        with contextlib.suppress(FileNotFoundError):
             draft.rename(target)
-        except FileNotFoundError:
-            if not target.exists():  # else a process that has just started was faster
-                raise
         sync_folder(self._folder)
 
     def _adopt_drafts(self) -> None:

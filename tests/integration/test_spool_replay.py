@@ -180,3 +180,24 @@ async def test_a_settlement_written_whole_but_not_yet_named_is_owed(
     assert named.exists()
     assert await spool.replay(ledger.points) == 1
     assert spool.waiting() == 0
+
+
+async def test_a_draft_that_another_process_names_meanwhile_does_not_stop_a_start(
+    ledger: LedgerSite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    account = await ledger.open_account(1, 10)
+    request = await held(ledger, account)
+    folder = tmp_path / "spool"
+    spool = Spool(folder)
+    await spool.put(account, settle_asked(request))
+    named = folder / f"{request}.json"
+    draft = named.rename(folder / f".{request}.json.0ther")
+    read = Path.read_bytes
+
+    def named_and_settled_after_the_read(path: Path) -> bytes:
+        data = read(path)
+        draft.unlink(missing_ok=True)
+        return data
+
+    monkeypatch.setattr(Path, "read_bytes", named_and_settled_after_the_read)
+    assert Spool(folder).waiting() == 0

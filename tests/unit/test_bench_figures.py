@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from array import array
 
@@ -116,4 +117,4 @@ def test_the_sampler_names_the_function_that_burns_time(tmp_path):
 
 def test_without_a_file_nothing_is_sampled():
     with sampling(None):
-        pass
+        assert signal.getitimer(signal.ITIMER_PROF) == (0.0, 0.0)
