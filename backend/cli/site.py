@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import msgspec
 
@@ -26,6 +25,9 @@ from backend.kit.secrets import SiteSecret, load_or_make_secret
 from backend.kit.settings import LogSettings, RedisSettings, Settings, load_settings
 from backend.opening import Opening
 from schemas.errors import SiteProblem
+
+if TYPE_CHECKING:
+    from backend.kit.embedded import RunningParts
 
 HAS_TABLES: Final = "SELECT to_regclass('public.site') IS NOT NULL"
 LOCK_WAIT_S: Final = 60.0
@@ -121,19 +123,47 @@ async def located(settings: Settings) -> AsyncGenerator[Database]:
     Parts that are started here are migrated, and stopped at the end. Raises SiteProblem.
     """
     database = _running_or_named(settings)
-    if database is None and await _locked_until_free_or_running(settings):
-        database = _running_or_named(settings)
-    if database is not None:
+    running = None
+    if database is None:
+        database, running = await _started_or_found(settings)
+    try:
         yield database
-        return
-    from backend.kit.embedded.supervisor import running_parts
+    finally:
+        if running is not None:
+            await running.stop()
+
+
+async def _started_or_found(settings: Settings) -> tuple[Database, RunningParts | None]:
+    """Our own parts, or those of a site that came up while we waited for the data folder.
+
+    Waits while another command, or a site that is starting or stopping, has the folder. After
+    `LOCK_WAIT_S` the lock's own sentence says who has it.
+    """
+    from backend.kit.embedded.state import DataDirInUse
+    from backend.kit.embedded.supervisor import start_parts
 
     # A command needs no Valkey, and a part that has its URL is not started.
     database_only = msgspec.structs.replace(settings, redis=RedisSettings(url="unused"))
-    async with running_parts(database_only) as running:
-        parts = running.parts
+    deadline_s = asyncio.get_running_loop().time() + LOCK_WAIT_S
+    while True:
+        try:
+            running = await start_parts(database_only)
+            break
+        except DataDirInUse:
+            if asyncio.get_running_loop().time() > deadline_s:
+                raise
+        await asyncio.sleep(_LOCK_EVERY_S)
+        database = _running_or_named(settings)
+        if database is not None:
+            return database, None
+    parts, migrated = running.parts, False
+    try:
         await asyncio.to_thread(migrate, parts.database_owner_url, parts.database_url)
-        yield Database(parts.database_url, parts.database_owner_url, runs=False)
+        migrated = True
+    finally:
+        if not migrated:
+            await running.stop()
+    return Database(parts.database_url, parts.database_owner_url, runs=False), running
 
 
 def _running_or_named(settings: Settings) -> Database | None:
@@ -144,31 +174,6 @@ def _running_or_named(settings: Settings) -> Database | None:
         owner_url = settings.database.owner_url or settings.database.url
         return Database(settings.database.url, owner_url, runs=False)
     return None
-
-
-async def _locked_until_free_or_running(settings: Settings) -> bool:
-    """Waits while another command, or a site that is starting or stopping, has the data folder.
-
-    Whether a site runs now. After the wait has used up its time the lock itself says who has it.
-    """
-    path = settings.data_dir / "lock"
-    deadline_s = asyncio.get_running_loop().time() + LOCK_WAIT_S
-    while asyncio.get_running_loop().time() < deadline_s:
-        if read_runtime(settings.data_dir) is not None:
-            return True
-        try:
-            descriptor = os.open(path, os.O_RDWR)
-        except OSError:
-            return False
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            await asyncio.sleep(_LOCK_EVERY_S)
-        else:
-            return False
-        finally:
-            os.close(descriptor)
-    return False
 
 
 async def _check_reachable(database: Database) -> None:

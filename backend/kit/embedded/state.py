@@ -97,11 +97,15 @@ def port_is_free(port: int) -> bool:
     return True
 
 
+class DataDirInUse(SiteProblem):
+    """Another process holds the data folder; the sentence names its pid."""
+
+
 class DataDirLock:
     """One supervisor per data folder. The kernel frees the lock when its process ends."""
 
     def __init__(self, data_dir: Path) -> None:
-        """Take the lock. Raises SiteProblem naming the pid that holds it."""
+        """Take the lock. Raises DataDirInUse."""
         path = data_dir / _LOCK
         try:
             self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
@@ -110,7 +114,7 @@ class DataDirLock:
         holder = self._taken_by()
         if holder is not None:
             os.close(self._descriptor)
-            raise SiteProblem(
+            raise DataDirInUse(
                 f"The data folder {data_dir} is in use by another suanpan (pid {holder or '?'}). "
                 "Stop that one, or choose another folder with SUANPAN_DATA_DIR."
             )
