@@ -5,11 +5,13 @@ Names and reasons are sealed with the account's data key, hashes and secrets wit
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import ClassVar
 
 import msgspec
 
 from schemas.ids import PersonId
+from schemas.money import MicroPoints
 
 
 class IdentityFact(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -48,9 +50,28 @@ class NameReleased(IdentityFact, frozen=True):
     person: PersonId
 
 
+class Scope(StrEnum):
+    """What a key opens."""
+
+    RELAY = "relay"
+    WALLET = "wallet"
+    ADMIN = "admin"
+    """Counts only while the key's owner is an administrator."""
+
+
+class Reset(StrEnum):
+    """When a key's quota begins anew; days, weeks (Monday) and months in UTC."""
+
+    NEVER = "never"
+    DAILY = "daily"
+    WEEKLY = "weekly"
+    MONTHLY = "monthly"
+
+
 class KeyCreated(IdentityFact, frozen=True):
     """An API key: its hash sealed, never the key itself."""
 
+    SCHEMA: ClassVar[int] = 2
     person: PersonId
     hash_sealed: bytes
     name: str
@@ -59,16 +80,40 @@ class KeyCreated(IdentityFact, frozen=True):
     models: tuple[str, ...] = ()
     """Empty: every model."""
     expires_us: int | None = None
+    scopes: tuple[Scope, ...] = (Scope.RELAY, Scope.WALLET)
+    quota_upt: MicroPoints | None = None
+    """What it may spend in a period; None: all that the account has."""
+    reset: Reset = Reset.NEVER
+    addresses: tuple[str, ...] = ()
+    """Networks (CIDR) it may be used from; empty: everywhere."""
+    concurrency: int | None = None
+    """Requests under way at once; None: no limit."""
+    group: str = ""
+    """Bound to a group; empty: the account's own."""
 
 
 class KeyRevoked(IdentityFact, frozen=True):
     actor: str
 
 
+class PersonForgotten(IdentityFact, frozen=True):
+    """The data key is gone with this event: what was sealed with it cannot be read any more."""
+
+    actor: str
+
+
+class InvitationIssued(IdentityFact, frozen=True):
+    """The person's invitation; a new one ends the one before."""
+
+    code_hmac: bytes
+
+
 IdentityEvent = (
     PersonRegistered
+    | PersonForgotten
     | PasswordSet
     | ReasonGiven
+    | InvitationIssued
     | NameTaken
     | NameReleased
     | KeyCreated

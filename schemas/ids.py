@@ -56,6 +56,28 @@ def price_stream(model: str) -> StreamName:
     return StreamName(f"price:{model}")
 
 
+def plan_stream(level: int) -> StreamName:
+    return StreamName(f"plan:{level}")
+
+
+def group_stream(name: str) -> StreamName:
+    return StreamName(f"group:{name}")
+
+
+def limit_stream(scope: str, identity: str) -> StreamName:
+    """The limits of one key, person, group or model: `limit:key:7`."""
+    return StreamName(f"limit:{scope}:{identity}")
+
+
+def pricelist_stream(name: str) -> StreamName:
+    return StreamName(f"pricelist:{name}")
+
+
+def code_stream(digest: bytes) -> StreamName:
+    """A code by its keyed hash: the code itself is kept nowhere."""
+    return StreamName(f"code:{digest.hex()}")
+
+
 def kind_of(stream: str) -> str:
     """`account` of `account:42`."""
     return stream.partition(":")[0]

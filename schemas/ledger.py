@@ -1,4 +1,4 @@
-"""Events of `account:` streams. Ids and amounts only: no name, no text, no secret."""
+"""Events of `account:` and `code:` streams. Ids and amounts only: no name, no text, no secret."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import msgspec
 
 from schemas.ids import ChannelId, KeyId, PersonId, RequestId
 from schemas.money import MicroPoints
-from schemas.prices import PriceRef
+from schemas.plans import PlanRef, PlanUse, Quota, Segment
+from schemas.prices import PLAIN_TERMS, PriceRef, Terms
 from schemas.usage import Basis, Usage
 
 
@@ -24,6 +25,12 @@ class GrantKind(StrEnum):
     OPERATOR = "operator"
     TRIAL = "trial"
     FIRST_ADMINISTRATOR = "first_administrator"
+    REDEMPTION = "redemption"
+    """A redemption code; `source` names its stream."""
+    INVITED = "invited"
+    """For registering on somebody's invitation."""
+    INITIAL = "initial"
+    """What the site gives every new account."""
 
 
 class ReleaseReason(StrEnum):
@@ -40,6 +47,15 @@ class ReleaseReason(StrEnum):
 
 class RefusalReason(StrEnum):
     INSUFFICIENT_POINTS = "insufficient_points"
+    KEY_QUOTA = "key_quota"
+    """The key's own spending limit is reached."""
+
+
+class CodeKind(StrEnum):
+    REDEEM = "redeem"
+    """One use each; a person may use many."""
+    GIFT = "gift"
+    """One use each, and a person one of each type."""
 
 
 class AccountOpened(LedgerFact, frozen=True):
@@ -47,15 +63,19 @@ class AccountOpened(LedgerFact, frozen=True):
 
 
 class PointsGranted(LedgerFact, frozen=True):
+    SCHEMA: ClassVar[int] = 2
     amount_upt: MicroPoints
     kind: GrantKind
     actor: str
     """Who did it: `cli`, `site`, or `person:7`."""
+    source: str = ""
+    """The stream that the points come from, such as a code's; empty: none."""
 
 
 class PointsHeld(LedgerFact, frozen=True):
     """A request was let in and this much set aside for it."""
 
+    SCHEMA: ClassVar[int] = 2
     request_id: RequestId
     amount_upt: MicroPoints
     purpose: str
@@ -70,6 +90,11 @@ class PointsHeld(LedgerFact, frozen=True):
     """Output tokens that the hold pays for, all choices together."""
     channels: tuple[ChannelId, ...] = ()
     """The channels in the order in which they would be tried."""
+    terms: Terms = PLAIN_TERMS
+    plan: PlanUse | None = None
+    """A subscription pays: the amount is zero and one call of the item is used."""
+    quota: Quota | None = None
+    """The key's spending limit, where it has one."""
 
 
 class HoldExtended(LedgerFact, frozen=True):
@@ -93,10 +118,11 @@ class Served(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
 
 
 class HoldSettled(LedgerFact, frozen=True):
-    """The one charge of a request. `amount_upt` = cost of `usage` at `price`, less any
-    shortfall.
+    """The one charge of a request. `amount_upt` = cost of `usage` at `price` under `terms`, less
+    any shortfall; zero where a plan paid.
     """
 
+    SCHEMA: ClassVar[int] = 2
     request_id: RequestId
     amount_upt: MicroPoints
     usage: Usage
@@ -104,6 +130,8 @@ class HoldSettled(LedgerFact, frozen=True):
     price: PriceRef
     served: Served
     swept: bool = False
+    terms: Terms = PLAIN_TERMS
+    plan: PlanUse | None = None
 
 
 class HoldReleased(LedgerFact, frozen=True):
@@ -126,6 +154,7 @@ class UsageLate(LedgerFact, frozen=True):
     rest.
     """
 
+    SCHEMA: ClassVar[int] = 2
     request_id: RequestId
     sweep_event_id: UUID
     amount_upt: MicroPoints
@@ -134,6 +163,8 @@ class UsageLate(LedgerFact, frozen=True):
     basis: Basis
     price: PriceRef
     served: Served
+    terms: Terms = PLAIN_TERMS
+    plan: PlanUse | None = None
 
 
 class PointsCorrected(LedgerFact, frozen=True):
@@ -157,6 +188,81 @@ class RequestRefused(LedgerFact, frozen=True):
     missing_upt: MicroPoints
 
 
+class GiftTaken(LedgerFact, frozen=True):
+    """A gift code's points; a second one of the same type is refused."""
+
+    type: str
+    amount_upt: MicroPoints
+    source: str
+    """The code's stream."""
+
+
+class PlanBought(LedgerFact, frozen=True):
+    """A subscription begins; its price, `segment.paid_upt`, is charged with this event."""
+
+    plan: PlanRef
+    months: int
+    segment: Segment
+    anchor_us: int
+    """Periods are calendar months counted from here."""
+    time_zone: str
+
+
+class PlanRenewed(LedgerFact, frozen=True):
+    """More time of the same level, after what was paid for before."""
+
+    plan: PlanRef
+    months: int
+    segment: Segment
+
+
+class PlanChanged(LedgerFact, frozen=True):
+    """Another level from now on: what was left of the old one is credited, the new one charged."""
+
+    plan: PlanRef
+    months: int
+    segment: Segment
+    time_zone: str
+    credit_upt: MicroPoints
+    """Unused time × price paid for it, rounded down."""
+    carry: int
+    """What rounding has left over so far, in 10⁻⁹ of a micro-point; added at the next change."""
+
+
+class PlanExpired(LedgerFact, frozen=True):
+    level: int
+
+
+class InvitationRewarded(LedgerFact, frozen=True):
+    """Somebody registered on this account's invitation."""
+
+    amount_upt: MicroPoints
+    invited: PersonId
+
+
+class CodeIssued(LedgerFact, frozen=True):
+    kind: CodeKind
+    amount_upt: MicroPoints
+    batch: str
+    """Codes that were made together."""
+    hint: str
+    """Its last characters, enough for an operator to tell it from others."""
+    actor: str
+    type: str = ""
+    """Of gift codes: a person takes one of each."""
+    expires_us: int | None = None
+
+
+class CodeRedeemed(LedgerFact, frozen=True):
+    """Lands as a unit with the account's credit."""
+
+    person: PersonId
+
+
+class CodeVoided(LedgerFact, frozen=True):
+    actor: str
+
+
 LedgerEvent = (
     AccountOpened
     | PointsGranted
@@ -168,4 +274,13 @@ LedgerEvent = (
     | UsageLate
     | PointsCorrected
     | RequestRefused
+    | GiftTaken
+    | PlanBought
+    | PlanRenewed
+    | PlanChanged
+    | PlanExpired
+    | InvitationRewarded
+    | CodeIssued
+    | CodeRedeemed
+    | CodeVoided
 )

@@ -9,6 +9,7 @@ from typing import Any, Final, get_args
 import msgspec
 
 from schemas.catalog import CatalogEvent
+from schemas.earlier import Earlier, EarlierEvent
 from schemas.event import PAYLOAD_BYTES_MAX, Recorded
 from schemas.identity import IdentityEvent
 from schemas.ledger import LedgerEvent
@@ -21,7 +22,8 @@ class UndecodableEvent(ValueError):
 
 
 def _structs() -> dict[tuple[str, int], type[Any]]:
-    return {(struct.__name__, struct.SCHEMA): struct for struct in get_args(Event)}
+    newest = {(struct.__name__, struct.SCHEMA): struct for struct in get_args(Event)}
+    return newest | {(struct.TYPE, struct.SCHEMA): struct for struct in get_args(EarlierEvent)}
 
 
 _DECODERS: Final[dict[tuple[str, int], msgspec.json.Decoder[Any]]] = {
@@ -47,11 +49,12 @@ def encode(event: Event) -> bytes:
 
 
 def decode(row: Recorded) -> Event:
-    """The event of a stored row. Raises UndecodableEvent."""
+    """The event of a stored row, in its newest schema. Raises UndecodableEvent."""
     decoder = _DECODERS.get((row.type, row.schema))
     if decoder is None:
         raise UndecodableEvent(f"{row.type} schema {row.schema} is not known to this version")
     try:
-        return decoder.decode(row.payload)
+        event = decoder.decode(row.payload)
     except msgspec.DecodeError as error:
         raise UndecodableEvent(f"{row.type} at {row.stream} {row.version}: {error}") from error
+    return event.upcast() if isinstance(event, Earlier) else event

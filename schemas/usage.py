@@ -29,11 +29,20 @@ class Usage(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
     """Uncached input tokens."""
     cached_input: int = 0
     cache_write: int = 0
+    """Input written to a cache that lives five minutes, or however long is not said."""
     output: int = 0
     """All output tokens, reasoning included."""
     reasoning: int = 0
     """Part of `output`, for display; never priced on its own."""
+    cache_write_1h: int = 0
+    """Input written to a cache that lives an hour."""
+    images: int = 0
+    seconds: int = 0
+    """Of sound or film, begun ones counted."""
+    characters: int = 0
+    """Of text to be spoken."""
+    searches: int = 0
 
     @property
     def input_total(self) -> int:
-        return self.input + self.cached_input + self.cache_write
+        return self.input + self.cached_input + self.cache_write + self.cache_write_1h

@@ -1,7 +1,7 @@
 """I15: every payload ever released decodes to the same event, and folds to the same state.
 
-A file per (type, schema) in `tests/golden`, written once. A file that exists is never edited: a
-schema that changes gets a new number, and a new file.
+A file per (type, schema) in `tests/golden`. A payload is never edited: a schema that changes gets
+a new number, and a new file. What an earlier schema decodes to is the newest one's event.
 """
 
 from __future__ import annotations
@@ -67,6 +67,10 @@ def row_of(type_name: str, schema: int, payload: bytes, stream: str, version: in
     )
 
 
+def newest(type_name: str) -> tuple[str, int]:
+    return max(known for known in known_types() if known[0] == type_name)
+
+
 def test_every_known_schema_has_its_golden_file() -> None:
     assert sorted(golden_files()) == list(known_types())
 
@@ -76,10 +80,10 @@ def test_a_released_payload_decodes_to_the_same_event(name: tuple[str, int]) -> 
     golden = golden_files()[name]
     event: Any = decode(row_of(*name, golden.payload.encode(), "account:1"))
     assert repr(event) == golden.decoded
-    assert (type(event).__name__, event.SCHEMA) == name
+    assert (type(event).__name__, event.SCHEMA) == newest(name[0])
 
 
-@pytest.mark.parametrize("name", sorted(golden_files()))
+@pytest.mark.parametrize("name", sorted({newest(name) for name, _ in golden_files()}))
 def test_the_newest_schema_is_still_written_as_it_was(name: tuple[str, int]) -> None:
     golden = golden_files()[name]
     event: Any = decode(row_of(*name, golden.payload.encode(), "account:1"))
