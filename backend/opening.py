@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 
 import msgspec
@@ -18,6 +18,7 @@ from backend.catalog.checks import DEMO
 from backend.catalog.decide import decide_disable_channel
 from backend.catalog.service import Catalog, catalog_refusal
 from backend.identity.decide import NameIsTaken, decide_revoke_key
+from backend.identity.invitations import Invitation
 from backend.identity.key import Key
 from backend.identity.service import Identity, KeyAsked, Registration, identity_refusal
 from backend.journal.commands import (
@@ -37,13 +38,16 @@ from backend.journal.writer import Writer
 from backend.kit.clock import Randomness
 from backend.kit.private_files import make_data_dir, write_private
 from backend.kit.secrets import make_api_key
-from backend.ledger.account import Account
+from backend.kit.settings import Settings
+from backend.ledger.account import ACCOUNT
 from backend.ledger.decide import decide_grant, decide_open
+from backend.ledger.decide_invitation import decide_invitation_reward
+from backend.ledger.refusals import TooMuch
 from schemas.catalog import ChannelSettings
 from schemas.errors import Conflict, SiteProblem
 from schemas.ids import ChannelId, KeyId, PersonId, account_stream, channel_stream, key_stream
 from schemas.ledger import GrantKind
-from schemas.money import UPT_PER_POINT, MicroPoints
+from schemas.money import UPT_PER_POINT, MicroPoints, parse_points
 from schemas.prices import PerToken
 
 WELCOME_UPT: Final = MicroPoints(10 * UPT_PER_POINT)
@@ -63,11 +67,34 @@ _SITE: Final = "site"
 _log = structlog.get_logger("opening")
 
 
+class FirstPoints(msgspec.Struct, frozen=True):
+    """What the site gives for a registration; zero: nothing."""
+
+    initial_upt: MicroPoints = MicroPoints(0)
+    """Every new account, but the first administrator's and the trial's: they have WELCOME_UPT."""
+    invited_upt: MicroPoints = MicroPoints(0)
+    """Who came on an invitation, beside the initial points."""
+    inviter_upt: MicroPoints = MicroPoints(0)
+
+
+def first_points(settings: Settings) -> FirstPoints:
+    return FirstPoints(
+        parse_points(settings.accounts.initial_points),
+        parse_points(settings.invitations.invited_points),
+        parse_points(settings.invitations.inviter_points),
+    )
+
+
 class Opened(msgspec.Struct, frozen=True):
     """A person who has just been registered with an account."""
 
     person: PersonId
     granted_upt: MicroPoints
+
+
+class FirstGrant(msgspec.Struct, frozen=True):
+    kind: GrantKind
+    amount_upt: MicroPoints
 
 
 class AddedChannel(msgspec.Struct, frozen=True):
@@ -80,28 +107,47 @@ class Opening:
     """One per process. Raises Unavailable or psycopg errors while Postgres does not answer."""
 
     def __init__(
-        self, writer: Writer, identity: Identity, catalog: Catalog, randomness: Randomness
+        self,
+        writer: Writer,
+        identity: Identity,
+        catalog: Catalog,
+        randomness: Randomness,
+        points: FirstPoints,
     ) -> None:
         self._writer: Final = writer
         self._identity: Final = identity
         self._catalog: Final = catalog
         self._randomness: Final = randomness
+        self._points: Final = points
 
     async def open_person(
-        self, name: str, password: str | None, *, administrator: bool = False
+        self,
+        name: str,
+        password: str | None,
+        *,
+        administrator: bool = False,
+        invitation: str | None = None,
     ) -> Opened:
-        """A person, their name and their account, as one unit; the first administrator is granted
-        10 points. Raises BadRequest, Conflict."""
+        """A person, their name, their account with its first points and the reward of who invited
+        them, as one unit; the first administrator is granted 10 points. Raises BadRequest,
+        Conflict.
+        """
+        invited = (
+            None if invitation is None else await self._identity.prepare_invitation(invitation)
+        )
         new = await self._identity.prepare_registration(name, password, administrator=administrator)
+        rewards = () if invited is None else self._rewards(new.person, invited)
         if administrator:
-            account = _account(new.person, WELCOME_UPT, GrantKind.FIRST_ADMINISTRATOR)
-            outcome = await self._submit(FIRST_ADMINISTRATOR, (new.part, account))
+            grants = self._grants(GrantKind.FIRST_ADMINISTRATOR, WELCOME_UPT, invited)
+            parts = (new.part, _account(new.person, grants), *rewards)
+            outcome = await self._submit(FIRST_ADMINISTRATOR, parts)
             if not isinstance(outcome, AlreadyDone):
                 _raise_refusal(outcome)
-                return Opened(new.person, WELCOME_UPT)
-        parts = (new.part, _account(new.person))
+                return Opened(new.person, _sum_of(grants))
+        grants = self._grants(GrantKind.INITIAL, self._points.initial_upt, invited)
+        parts = (new.part, _account(new.person, grants), *rewards)
         _raise_refusal(await self._submit(self._writer.new_id(), parts))
-        return Opened(new.person, MicroPoints(0))
+        return Opened(new.person, _sum_of(grants))
 
     async def open_empty_site(self, data_dir: Path) -> bool:
         """Gives a site without any channel the demo model, its price and the trial account.
@@ -152,6 +198,19 @@ class Opening:
         _raise_refusal(outcome)
         return AddedChannel(new.channel, bool(endings))
 
+    def _grants(
+        self, kind: GrantKind, amount_upt: MicroPoints, invited: Invitation | None
+    ) -> tuple[FirstGrant, ...]:
+        invited_upt = MicroPoints(0) if invited is None else self._points.invited_upt
+        both = (FirstGrant(kind, amount_upt), FirstGrant(GrantKind.INVITED, invited_upt))
+        return tuple(grant for grant in both if grant.amount_upt > 0)
+
+    def _rewards(self, person: PersonId, invited: Invitation) -> tuple[Part, ...]:
+        """The invitation is still valid, and who issued it is rewarded."""
+        if self._points.inviter_upt == 0:
+            return (invited.part,)
+        return invited.part, _reward(invited.inviter, self._points.inviter_upt, person)
+
     async def _trial(self, new: Registration, data_dir: Path) -> tuple[Part, ...]:
         text = _kept_trial_key(data_dir) or make_api_key(self._randomness)[0]
         make_data_dir(data_dir)
@@ -159,7 +218,7 @@ class Opening:
         key = await self._identity.prepare_key(
             KeyAsked(name=TRIAL_NAME, models=(DEMO_MODEL,)), new.person, text=text
         )
-        account = _account(new.person, WELCOME_UPT, GrantKind.TRIAL)
+        account = _account(new.person, (FirstGrant(GrantKind.TRIAL, WELCOME_UPT),))
         return new.part, account, key.part
 
     async def _trial_keys(self) -> list[KeyId]:
@@ -174,6 +233,10 @@ class Opening:
         return await self._writer.submit(Command(command_id, unit.streams, unit.decide))
 
 
+def _sum_of(grants: Sequence[FirstGrant]) -> MicroPoints:
+    return MicroPoints(sum(grant.amount_upt for grant in grants))
+
+
 def remove_trial_file(data_dir: Path) -> None:
     """Takes away the file of a trial key that has ended. Raises SiteProblem."""
     try:
@@ -184,23 +247,36 @@ def remove_trial_file(data_dir: Path) -> None:
         ) from error
 
 
-def _account(
-    person: PersonId, amount_upt: MicroPoints | None = None, kind: GrantKind | None = None
-) -> Part:
-    """Opens an account, with a first grant where one is given."""
+def _account(person: PersonId, grants: Sequence[FirstGrant]) -> Part:
+    """Opens an account with its first grants."""
 
     def decide(standings: tuple[Standing, ...], at_us: int) -> Decision:
-        standing = standings[0]
-        opened = decide_open(standing.state, standing.version, person)
-        if isinstance(opened, Refuse) or amount_upt is None or kind is None:
-            return opened
-        empty = Account(person=person)
-        granted = decide_grant(empty, standing.version + 1, amount_upt, kind, _SITE)
-        if isinstance(granted, Refuse):
-            return granted
-        return Accept(opened.events + granted.events)
+        state, version = standings[0].state, standings[0].version
+        decision = decide_open(state, version, person)
+        events: tuple[tuple[int, Any], ...] = ()
+        for grant in grants:
+            if isinstance(decision, Refuse):
+                return decision
+            events += decision.events
+            for _, event in decision.events:
+                version += 1
+                state = ACCOUNT.apply(state, event, version, at_us)
+            decision = decide_grant(state, version, grant.amount_upt, grant.kind, _SITE)
+        return decision if isinstance(decision, Refuse) else Accept(events + decision.events)
 
     return Part((account_stream(person),), decide)
+
+
+def _reward(inviter: PersonId, amount_upt: MicroPoints, invited: PersonId) -> Part:
+    def decide(standings: tuple[Standing, ...], at_us: int) -> Decision:
+        standing = standings[0]
+        decision = decide_invitation_reward(standing.state, standing.version, amount_upt, invited)
+        if isinstance(decision, Refuse) and isinstance(decision.reason, TooMuch):
+            # An account that is full takes no more; whom it invited is let in all the same.
+            return Accept(())
+        return decision
+
+    return Part((account_stream(inviter),), decide)
 
 
 def _end_demo(channel: ChannelId) -> Part:

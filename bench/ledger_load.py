@@ -11,16 +11,13 @@ import msgspec
 
 from backend.journal.commands import Command, Decision, Landed, Outcome, Standing
 from backend.journal.writer import Writer
-from backend.ledger.decide import (
-    HoldAsked,
-    SettleAsked,
-    decide_hold,
-    decide_settle,
-)
+from backend.ledger.admission import HoldAsked, decide_hold
+from backend.ledger.decide import SettleAsked, decide_settle
 from bench.children import BenchmarkProblem
 from schemas.ids import ChannelId, KeyId, RequestId, outcome_command_id
 from schemas.ledger import Served
 from schemas.prices import PerToken, PriceRef
+from schemas.relay import KeyTerms
 from schemas.usage import Basis, Usage
 
 PRICE: Final = PerToken(input_npt=1_000, output_npt=2_000)
@@ -64,7 +61,7 @@ async def _request(writer: Writer, account: str) -> None:
     command_id = writer.new_id()
     request_id = RequestId(str(command_id))
     asked = HoldAsked(
-        request_id, "relay.chat", KeyId(1), PRICE_REF.model, PRICE, PRICE_REF,
+        request_id, "relay.chat", KeyTerms(KeyId(1)), PRICE_REF.model, PRICE, PRICE_REF,
         streamed=False, input_bound=400, output_limit=256, choices=1,
         channels=(ChannelId(1),), lease_s=30,
     )  # fmt: skip

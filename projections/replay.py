@@ -124,7 +124,7 @@ async def replay_kafka(
     is missing is a difference. Raises KafkaUnavailable, SiteProblem, psycopg errors.
     """
     async with await connect_for_reading(database_url, "suanpan replay") as connection:
-        site, upto = await site_row(connection), await _published(connection)
+        site, upto = await site_row(connection), await published_place(connection)
         verifier = Verifier(site.site_id, folds, duplicates_known=ALL_VERSIONS)
         source = KafkaRows(bootstrap, upto)
         result = await _replay(connection, site, upto, folds, verifier, source, progress)
@@ -165,7 +165,8 @@ def difference_of(fault: Fault) -> Difference:
     return Difference(fault.stream, fault.version, fault.what)
 
 
-async def _published(connection: Connection) -> Position:
+async def published_place(connection: Connection) -> Position:
+    """Every row up to here is in Kafka; START where nothing was published."""
     row = await fetch_one(connection, PUBLISHED)
     return START if row is None else Position(*row)
 

@@ -31,18 +31,26 @@ class RowSource(Protocol):
 
 
 class TableRows:
-    """The log in its one order, up to and including a position; each page its own transaction.
+    """The log in its one order, behind one position and up to another; each page a transaction.
 
     Nothing here holds a transaction open: a long one would keep dead rows from being removed.
     """
 
-    def __init__(self, connection: Connection, upto: Position, page_rows: int = PAGE_ROWS) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        upto: Position,
+        page_rows: int = PAGE_ROWS,
+        after: Position = START,
+    ) -> None:
+        """Rows at `upto` are among them, rows at `after` are not."""
         self._connection: Final = connection
         self._upto: Final = upto
         self._page_rows: Final = page_rows
+        self._after: Final = after
 
     async def pages(self) -> AsyncGenerator[list[Recorded]]:
-        after = START
+        after = self._after
         while after < self._upto:
             page = await read_page(self._connection, after, self._page_rows)
             if not page:
@@ -113,8 +121,8 @@ class MemoryRows:
             yield list(self._rows[begin : begin + self._page_rows])
 
 
-async def each_page(source: RowSource, feed: Callable[[list[Recorded]], None]) -> None:
-    """Feeds every page while the next one is fetched; raises what reading or feeding raises."""
+async def read_ahead(source: RowSource) -> AsyncGenerator[list[Recorded]]:
+    """Every page, while the next one is fetched; raises what reading raises."""
     async with aclosing(source.pages()) as pages:
         coming = asyncio.ensure_future(anext(pages, None))
         try:
@@ -122,7 +130,14 @@ async def each_page(source: RowSource, feed: Callable[[list[Recorded]], None]) -
                 coming = asyncio.ensure_future(anext(pages, None))
                 # The question is on its way before we are busy.
                 await asyncio.sleep(0)
-                feed(page)
+                yield page
         finally:
             coming.cancel()
             await asyncio.gather(coming, return_exceptions=True)
+
+
+async def each_page(source: RowSource, feed: Callable[[list[Recorded]], None]) -> None:
+    """Feeds every page while the next one is fetched; raises what reading or feeding raises."""
+    async with aclosing(read_ahead(source)) as pages:
+        async for page in pages:
+            feed(page)

@@ -5,6 +5,7 @@ Must not judge what a seal says of the log.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -14,7 +15,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from backend.journal.seal import BrokenSeal, HeadTree, Seal, decode_seal, encode_seal
 from backend.kit.clock import Randomness
-from backend.kit.private_files import make_data_dir, make_folder, write_private
+from backend.kit.private_files import (
+    make_data_dir,
+    make_folder,
+    sync_folder,
+    unwritable,
+    write_private,
+)
 from schemas.errors import SiteProblem
 
 FOLDER: Final = "seals"
@@ -33,9 +40,11 @@ class SavedHeads(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     heads: list[tuple[str, int, bytes]]
 
 
-def load_or_make_key(data_dir: Path, randomness: Randomness) -> Ed25519PrivateKey:
+def load_or_make_key(
+    data_dir: Path, randomness: Randomness, name: str = KEY_FILE
+) -> Ed25519PrivateKey:
     """`<data>/seal.key` (0600, hex), made at the first start. Raises SiteProblem."""
-    path = data_dir / KEY_FILE
+    path = data_dir / name
     try:
         seed = bytes.fromhex(path.read_text("ascii").strip())
     except FileNotFoundError:
@@ -78,13 +87,32 @@ class SealFolder:
         """Those behind a number, in order. Raises BrokenSeal."""
         return (self.read(number) for number in self.numbers() if number > after)
 
+    def has(self, number: int) -> bool:
+        """Whether a seal of this number is there, whatever it says."""
+        return self._path(number).exists()
+
+    def newest(self) -> Seal | None:
+        """The one with the highest number; None where there is none. Raises BrokenSeal."""
+        numbers = self.numbers()
+        return self.read(numbers[-1]) if numbers else None
+
     def write(self, seal: Seal) -> None:
         """Durable when this returns; never replaces one. Raises SiteProblem."""
         path = self._path(seal.number)
         make_folder(self._folder, 0o700)
-        if path.exists():
-            raise SiteProblem(f"{path} is there already: another process seals this site.")
-        write_private(path, encode_seal(seal))
+        fresh = path.with_suffix(f".{os.getpid()}")
+        write_private(fresh, encode_seal(seal))
+        try:
+            _rename_exclusively(fresh, path)
+            sync_folder(self._folder)
+        except FileExistsError as error:
+            raise SiteProblem(
+                f"{path} is there already: another process seals this site."
+            ) from error
+        except OSError as error:
+            raise unwritable(path, error) from error
+        finally:
+            fresh.unlink(missing_ok=True)
 
     def save_heads(self, seal: Seal, tree: HeadTree) -> None:
         """Keeps what the seal covers, so that reading can go on from there. Raises SiteProblem."""
@@ -110,3 +138,16 @@ def tree_of(heads: Heads) -> HeadTree:
     for stream, (version, digest) in heads.items():
         tree.put(stream, version, digest)
     return tree
+
+
+def _rename_exclusively(fresh: Path, path: Path) -> None:
+    """Of two processes one gets the name: a link fails where it is taken. Raises OSError."""
+    try:
+        path.hardlink_to(fresh)
+    except FileExistsError:
+        raise
+    except OSError:
+        # A file system without links: nearly as good.
+        if path.exists():
+            raise FileExistsError from None
+        fresh.replace(path)

@@ -90,7 +90,7 @@ class TableSealer:
     def health(self) -> SealingHealth:
         here = self._pass
         return SealingHealth(
-            seals=0 if here is None or here.sealed.last is None else here.sealed.last.number,
+            seals=0 if here is None else here.number,
             events=0 if here is None else here.sealed.events,
             streams=0 if here is None else len(here.sealed.tree),
             position=START if here is None else here.position,
@@ -104,9 +104,10 @@ class TableSealer:
         Raises psycopg errors, SiteProblem.
         """
         async with self._turn, await connect(self._url, application="suanpan seal") as connection:
-            if self._pass is None:
-                self._pass = await self._resume(connection)
             here = self._pass
+            if here is None or (not self._alarms and self._folder.has(here.number + 1)):
+                # `suanpan seal` has sealed beside us: its seal is held against the log like ours.
+                here = self._pass = await self._resume(connection)
             await self._catch_up(connection, here)
             covered = 0 if here.sealed.last is None else here.sealed.last.events
             if self._alarms or here.sealed.events == covered:
@@ -219,6 +220,11 @@ class _Pass:
         self.verifier: Final = verifier
         self.sealed: Final = sealed
         self.position = position
+
+    @property
+    def number(self) -> int:
+        """Of the newest seal that was read or made; 0 where there is none."""
+        return 0 if self.sealed.last is None else self.sealed.last.number
 
     def take(self, page: list[Recorded]) -> None:
         self.verifier.feed(page)

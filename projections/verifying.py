@@ -224,10 +224,24 @@ class Verifier:
         self._homeless.clear()
         return sorted(self._faults, key=lambda f: (f.position, f.stream, f.version))
 
-    def resume(self, stream: str, version: int, head_hash: bytes) -> None:
-        """Goes on behind a head that was verified before; only where nothing is folded."""
+    def resume(
+        self,
+        stream: str,
+        version: int,
+        head_hash: bytes,
+        place: tuple[int, int] = (0, 0),
+        state: bytes | None = None,
+    ) -> None:
+        """Goes on behind a head that was verified before.
+
+        `place`: the epoch and transaction of the head. `state`: as `Line.encoded_state` gave it;
+        None where nothing is folded. Raises ValueError for bytes that are no state of the stream.
+        """
         line = self._new_line(stream)
         line.version, line.hash = version, head_hash
+        line.epoch, line.xid = place
+        if line.fold is not None and state is not None:
+            line.state = line.fold.decode(state)
 
     def line_of(self, stream: str) -> Line:
         """The stream's line; a new one at version 0 where nothing was fed."""

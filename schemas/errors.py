@@ -35,12 +35,34 @@ class InvalidApiKey(SuanpanError):
     kind = "invalid_request_error"
 
 
+class MissingScope(SuanpanError):
+    """The key is right, and not for this: the sentence says which scope it lacks."""
+
+    code = "missing_scope"
+    status = 403
+    kind = "invalid_request_error"
+
+
+class AddressNotAllowed(SuanpanError):
+    """The key is right, but bound to other addresses than the caller's."""
+
+    code = "address_not_allowed"
+    status = 403
+    kind = "invalid_request_error"
+
+
 class InsufficientPoints(SuanpanError):
     """OpenAI's word is `insufficient_quota`; the sentence says how many points are missing."""
 
     code = "insufficient_quota"
     status = 402
     kind = "insufficient_quota"
+
+
+class KeyQuotaSpent(InsufficientPoints):
+    """The account has points, but this key may not spend them in this period."""
+
+    code = "key_quota_spent"
 
 
 class NotFound(SuanpanError):
@@ -71,6 +93,30 @@ class TooLarge(SuanpanError):
     code = "request_too_large"
     status = 413
     kind = "invalid_request_error"
+
+
+class RateLimited(SuanpanError):
+    """A limit of ours is reached; the sentence says which one. `kind` is OpenAI's: `requests`, or
+    `tokens` where tokens are what was too much.
+    """
+
+    code = "rate_limit_exceeded"
+    status = 429
+    kind = "requests"
+
+    def __init__(
+        self,
+        sentence: str,
+        *,
+        retry_after_s: int | None,
+        limit: int | None = None,
+        kind: str = "requests",
+    ) -> None:
+        """`limit`: how much is allowed; None for `retry_after_s` where waiting does not help."""
+        super().__init__(sentence, retry_after_s=retry_after_s)
+        self.limit = limit
+        self.kind = kind
+        self.retriable = retry_after_s is not None
 
 
 class UpstreamAnswered(SuanpanError):

@@ -11,7 +11,32 @@ from uuid import UUID
 import msgspec
 
 from schemas.chat import ChatRequest
+from schemas.identity import Reset
 from schemas.ids import KeyId, RequestId
+from schemas.usage import Usage
+
+
+class KeyTerms(msgspec.Struct, frozen=True):
+    """What a key's owner has said of it, as far as admission goes. None: no limit."""
+
+    key: KeyId
+    group: str = ""
+    """Bound to this group; empty: the account's own."""
+    quota_upt: int | None = None
+    reset: Reset = Reset.NEVER
+    concurrency: int | None = None
+
+
+class Meter(Protocol):
+    """What the front wants to know of a call under way. Both are quick and raise nothing."""
+
+    def held(self, group: str) -> None:
+        """The call was let in, its account being in this group."""
+        ...
+
+    def used(self, usage: Usage) -> None:
+        """It ends, having used so much. Not called for a call that is released."""
+        ...
 
 
 class RelayCall(msgspec.Struct, frozen=True):
@@ -21,10 +46,13 @@ class RelayCall(msgspec.Struct, frozen=True):
     request_id: RequestId
     account: str
     """The account's stream."""
-    key: KeyId
+    key: KeyTerms
     request: ChatRequest
     command_id: UUID
     body_hash: bytes = b""
+    concurrency: int | None = None
+    """How many requests of the account may be under way; None: no limit."""
+    meter: Meter | None = None
 
 
 class WholeAnswer(msgspec.Struct, frozen=True):

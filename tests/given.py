@@ -14,19 +14,14 @@ from backend.journal.commands import Accept, Command, Decision, Refuse, Standing
 from backend.journal.fold import Folds
 from backend.kit.clock import SystemClock, SystemRandomness
 from backend.ledger.account import ACCOUNT, Account
-from backend.ledger.decide import (
-    HoldAsked,
-    SettleAsked,
-    decide_grant,
-    decide_hold,
-    decide_open,
-    decide_settle,
-)
+from backend.ledger.admission import HoldAsked, decide_hold
+from backend.ledger.decide import SettleAsked, decide_grant, decide_open, decide_settle
 from backend.ledger.points import Charged
 from schemas.ids import KeyId, PersonId, RequestId, account_stream, outcome_command_id, uuid7
 from schemas.ledger import AccountOpened, GrantKind, PointsGranted, PointsHeld, Served
 from schemas.money import MicroPoints
 from schemas.prices import PerCall, PerToken, Price, PriceRef
+from schemas.relay import KeyTerms
 from schemas.usage import Basis, Usage
 
 POINT = 1_000_000
@@ -55,7 +50,7 @@ def hold_asked(request_id: str, price: Price = A_POINT_A_CALL, **more: Any) -> H
     asked = HoldAsked(
         request_id=RequestId(request_id),
         purpose="relay.chat",
-        key=KeyId(1),
+        key=KeyTerms(KeyId(1)),
         model=MODEL,
         price=price,
         price_ref=REF,

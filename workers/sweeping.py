@@ -111,6 +111,8 @@ class Sweeper:
             usage=Usage(
                 input=lease.progress.input,
                 cached_input=lease.progress.cached_input,
+                cache_write=lease.progress.cache_write,
+                cache_write_1h=lease.progress.cache_write_1h,
                 output=lease.progress.output,
             ),
             basis=Basis.COUNTED,

@@ -24,7 +24,8 @@ from backend.kit.private_files import make_data_dir
 from backend.kit.runtime_file import read_runtime
 from backend.kit.secrets import SiteSecret, load_or_make_secret
 from backend.kit.settings import DatabaseSettings, RedisSettings, Settings
-from backend.opening import Opening
+from backend.kit.valkey import Valkey
+from backend.opening import Opening, first_points
 from schemas.errors import SiteProblem
 
 POOL_SIZE_MAX: Final = 8
@@ -46,6 +47,8 @@ class Foundation(msgspec.Struct, frozen=True):
     identity: Identity
     catalog: Catalog
     opening: Opening
+    valkey: Valkey
+    """Connects when it is first used; nothing about money rests on it."""
 
 
 @asynccontextmanager
@@ -91,7 +94,9 @@ async def _founded(settings: Settings, parts: RunningParts) -> AsyncGenerator[Fo
         identity = Identity(writer, pool, secret, clock, randomness)
         await identity.data_keys.check_secret()
         catalog = Catalog(writer, pool, secret, randomness)
-        opening = Opening(writer, identity, catalog, randomness)
+        opening = Opening(writer, identity, catalog, randomness, first_points(settings))
+        valkey = Valkey(urls.redis_url, valkey_prefix(secret))
+        stack.push_async_callback(valkey.close)
         yield Foundation(
             settings,
             parts,
@@ -104,7 +109,13 @@ async def _founded(settings: Settings, parts: RunningParts) -> AsyncGenerator[Fo
             identity,
             catalog,
             opening,
+            valkey,
         )
+
+
+def valkey_prefix(secret: SiteSecret) -> str:
+    """Sites that share a Valkey server never meet there."""
+    return f"suanpan:{secret.hmac('valkey prefix', b'')[:6].hex()}:"
 
 
 def _beside_a_running_site(settings: Settings) -> Settings:

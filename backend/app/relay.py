@@ -14,18 +14,23 @@ from litestar.types import ASGIApp
 from prometheus_client import CollectorRegistry
 
 from backend.app.foundation import Foundation
+from backend.catalog.limit_view import LimitView
 from backend.catalog.price_history import PriceHistory
 from backend.catalog.view import CatalogView, ChannelEntry
 from backend.folds import ALL_FOLDS
+from backend.http.address import ClientAddresses
 from backend.http.front import Front
 from backend.http.metrics import RelayMetrics, gauge
 from backend.http.relay.callers import Callers
 from backend.http.relay.chat import ChatFront
+from backend.http.relay.gate import RateGate
 from backend.http.site import RelaySite, Site, make_site
 from backend.identity.key_view import KeyView
+from backend.identity.person_view import PersonView
 from backend.journal.view import StateView
 from backend.kit.outbound import Deadlines, Transport
 from backend.kit.outbound_http import AioHttpTransport
+from backend.kit.shared_rates import SharedRates
 from backend.kit.tokenizer import Tokenizer
 from backend.ledger.billing import BillingDoor
 from backend.ledger.leases import LeaseKeeper
@@ -88,6 +93,7 @@ class Relay(msgspec.Struct, frozen=True):
     view: StateView
     spool: Spool
     leases: LeaseKeeper
+    rates: SharedRates
 
 
 def make_sweeper(base: Foundation, points: Points, spool: Spool) -> Sweeper:
@@ -107,8 +113,10 @@ async def relay_of(
 ) -> AsyncGenerator[Relay]:
     """The relay on its foundation; at the end waits for the calls that are under way."""
     settings, clock = base.settings, base.clock
-    keys, catalog = KeyView(base.secret), CatalogView(base.secret)
-    view = StateView(base.pool, base.watch, ALL_FOLDS, clock, base.randomness, (keys, catalog))
+    keys, people, catalog = KeyView(base.secret), PersonView(), CatalogView(base.secret)
+    limits = LimitView()
+    listeners = (keys, people, catalog, limits)
+    view = StateView(base.pool, base.watch, ALL_FOLDS, clock, base.randomness, listeners)
     await view.load()
     view.start()
     tokenizer, http = Tokenizer(), AioHttpTransport(limit=UPSTREAM_CONNECTIONS_MAX)
@@ -119,7 +127,10 @@ async def relay_of(
     spool = Spool(settings.data_dir / "spool")
     sweeper = make_sweeper(base, points, spool)
     sweeper.start()
-    callers = Callers(keys, clock, view.catch_up)
+    rates = SharedRates(base.valkey, clock, base.randomness)
+    rates.start()
+    addresses = ClientAddresses(settings.http.trusted_proxies)
+    callers = Callers(keys, people, clock, view.catch_up, addresses)
     runner = _runner(
         base,
         points,
@@ -132,6 +143,7 @@ async def relay_of(
         callers,
         view.catch_up,
         catalog,
+        RateGate(limits, rates, clock),
         runner,
         points,
         clock,
@@ -143,13 +155,14 @@ async def relay_of(
     billing = BillingDoor(base.pool, ALL_FOLDS, Decimal(settings.billing.cny_per_usd))
     app = Front(front, make_site(site, RelaySite(callers, catalog, billing)))
     try:
-        yield Relay(app, front, sweeper, view, spool, leases)
+        yield Relay(app, front, sweeper, view, spool, leases, rates)
     finally:
         left = await front.calls.drain(DRAIN_S)
         if left:
             _log.warning("calls left to the sweep", count=left)
         await sweeper.stop()
         await leases.stop()
+        await rates.stop()
         await view.stop()
         await http.close()
         tokenizer.close()

@@ -88,6 +88,7 @@ async def _serve(settings: Settings, say: Say) -> None:
         await add_seals(base, health, stack)
         site = Site("serve", health, registry)
         relay = await stack.enter_async_context(relay_of(base, site, registry))
+        health.add_warnings(relay.rates.warnings)
         _publish_runtime(base, address_of(bound), stack)
         _greet(base, address_of(bound), say)
         await serve(relay.app, bound, stop)
@@ -110,6 +111,7 @@ async def _api(settings: Settings, say: Say) -> None:
         health = HealthCheck(base, "api")
         site = Site("api", health, registry)
         relay = await stack.enter_async_context(relay_of(base, site, registry))
+        health.add_warnings(relay.rates.warnings)
         say(f"suanpan api is ready at {address_of(bound)}")
         await serve(relay.app, bound, stop)
 

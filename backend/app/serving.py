@@ -71,6 +71,8 @@ async def serve(application: Any, bound: socket.socket, stop: asyncio.Event) -> 
             lifespan="off",
             log_config=None,
             access_log=False,
+            # It would believe X-Forwarded-For from this machine: see backend/http/address.py.
+            proxy_headers=False,
             server_header=False,
             date_header=True,
             backlog=BACKLOG,

@@ -1,4 +1,4 @@
-"""What an operator may say of a channel, a model or a price; else BadRequest with one sentence."""
+"""What an operator may say of a channel, a model or a group; else BadRequest with one sentence."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import msgspec
 
 from schemas.catalog import ChannelSettings
 from schemas.errors import BadRequest
-from schemas.prices import Free, PerCall, PerToken, Price
+from schemas.plans import Group
+from schemas.prices import PPM
 
 OPENAI: Final = "openai"
 DEMO: Final = "demo"
@@ -23,6 +24,7 @@ URL_CHARS_MAX: Final = 2_000
 SECRET_CHARS_MAX: Final = 4_096
 WEIGHT_MAX: Final = 1_000_000
 PRIORITY_MAX: Final = 1_000_000
+MULTIPLIER_PPM_MAX: Final = 1_000 * PPM
 
 
 def check_channel(settings: ChannelSettings) -> ChannelSettings:
@@ -76,20 +78,22 @@ def check_model(model: str) -> str:
     return model
 
 
-def check_price(price: Price) -> Price:
-    """Prices are not negative; what costs nothing is said to be free."""
-    match price:
-        case Free():
-            return price
-        case PerCall(call_npt):
-            amounts = (call_npt,)
-        case PerToken(input_npt, output_npt, cached_input_npt):
-            amounts = (input_npt, output_npt, cached_input_npt or 0)
-    if min(amounts) < 0:
-        raise BadRequest("A price is not negative.")
-    if not any(amounts):
-        raise BadRequest("A price of nothing is given as free.")
-    return price
+def check_group_name(name: str) -> str:
+    if not 1 <= len(name) <= NAME_CHARS_MAX or not name.isprintable():
+        raise BadRequest(f"A group's name has 1 to {NAME_CHARS_MAX} printable characters.")
+    if name != name.strip() or "," in name:
+        raise BadRequest("A group's name has no comma, and no blank at its ends.")
+    return name
+
+
+def check_group(group: Group) -> Group:
+    """A multiplier of 0 makes everything free for the group; no models: every model."""
+    if not 0 <= group.multiplier_ppm <= MULTIPLIER_PPM_MAX:
+        raise BadRequest(f"A group's multiplier is between 0 and {MULTIPLIER_PPM_MAX // PPM}.")
+    models = [check_model(model) for model in group.models]
+    if len(models) > MODELS_MAX or len(set(models)) < len(models):
+        raise BadRequest(f"A group names at most {MODELS_MAX} models, each once.")
+    return group
 
 
 def parse_models(text: str) -> tuple[str, ...]:

@@ -1,9 +1,8 @@
-"""Commands for the auditor and the repairer: audit, replay, rebuild, parked streams, recovery."""
+"""Commands for the auditor and the repairer: audit, replay, rebuild, parked streams."""
 # The modules that do the work load Kafka's client; only these commands pay for it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -14,12 +13,11 @@ from backend.cli.output import Table, answer, json_option, progress_bar, yes_no
 from backend.cli.site import Site, with_site
 from backend.folds import ALL_FOLDS
 from backend.journal.parking import Parked, PoisonEvent, list_parked, retry_parked
-from backend.ledger.account import Account
+from backend.kit.settings import Settings
 from projections.declared import PROJECTIONS, find_projection, live_consumers
 from schemas.errors import NotFound, SiteProblem
 
 if TYPE_CHECKING:
-    from backend.journal.recover import Recovered
     from projections.audit.report import AuditReport
     from projections.rebuild import Progress, Rebuilt
     from projections.replay import ReplayResult
@@ -83,7 +81,7 @@ def replay(context: click.Context, source: str, as_json: bool) -> None:
             if source == "table":
                 return await replay_table(site.database.url, ALL_FOLDS, progress=progress)
             return await replay_kafka(
-                site.database.url, _kafka_of(site), ALL_FOLDS, progress=progress
+                site.database.url, kafka_of(site.settings), ALL_FOLDS, progress=progress
             )
 
     result = with_site(work)
@@ -179,25 +177,6 @@ def retry(
     context.exit(0 if ok else 1)
 
 
-@click.command()
-@json_option
-def recover(as_json: bool) -> None:
-    """Import what Kafka has and the database lacks, as after restoring an older backup."""
-
-    async def work(site: Site) -> Recovered:
-        from backend.journal.recover import recover as recover_log
-        from backend.kit.kafka import MalformedRecord
-
-        try:
-            return await recover_log(site.database.url, _kafka_of(site), ALL_FOLDS, _open_requests)
-        except MalformedRecord as error:
-            raise SiteProblem(f"Kafka holds a record that is none of ours: {error}.") from error
-
-    done = with_site(work)
-    words = f"{done.events} events of {done.streams} streams were imported (epoch {done.epoch})."
-    answer(as_json, done, words)
-
-
 def _say(text: str) -> None:
     click.echo(f"suanpan: {text}", err=True)
 
@@ -224,13 +203,9 @@ async def _retried(site: Site, waiting: Parked) -> dict[str, Any]:
     return {**answered, "applied": applied}
 
 
-def _open_requests(stream: str, state: object) -> Iterable[str]:
-    """Requests that an account holds points for: recovered, they are handed to the sweep."""
-    return tuple(state.holds) if isinstance(state, Account) else ()
-
-
-def _kafka_of(site: Site) -> str:
-    bootstrap = site.settings.kafka.bootstrap_servers
+def kafka_of(settings: Settings) -> str:
+    """Raises SiteProblem where none is configured."""
+    bootstrap = settings.kafka.bootstrap_servers
     if not bootstrap:
         raise SiteProblem("No Kafka is configured: set KAFKA_BOOTSTRAP_SERVERS.")
     return bootstrap

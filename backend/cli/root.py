@@ -8,10 +8,13 @@ from typing import Final, NoReturn
 import click
 import msgspec
 
-from backend.cli.audits import audit, parked, projection, recover, replay
+from backend.cli.audits import audit, parked, projection, replay
 from backend.cli.channels import channel, price
-from backend.cli.people import balance, grant, key, user
+from backend.cli.keys import key
+from backend.cli.limits import limit
+from backend.cli.people import balance, grant, invitation, user
 from backend.cli.records import requests, statement
+from backend.cli.restoring import recover, restore
 from backend.cli.roles import ROLE_COMMANDS, health, migrate
 from backend.kit.postgres import DatabaseError
 from schemas.errors import SuanpanError
@@ -31,8 +34,8 @@ def suanpan() -> None:
 
 
 for _command in (
-    *ROLE_COMMANDS, migrate, health, user, key, grant, balance, channel, price, statement, requests,
-    audit, replay, projection, parked, recover,
+    *ROLE_COMMANDS, migrate, health, user, invitation, key, grant, balance, channel, price, limit,
+    statement, requests, audit, replay, projection, parked, recover, restore,
 ):  # fmt: skip
     suanpan.add_command(_command)
 

@@ -23,7 +23,7 @@ from backend.kit.postgres import ConnectionLost, Pool, connect, fetch_one, make_
 from backend.kit.runtime_file import read_runtime
 from backend.kit.secrets import SiteSecret, load_or_make_secret
 from backend.kit.settings import LogSettings, RedisSettings, Settings, load_settings
-from backend.opening import Opening
+from backend.opening import Opening, first_points
 from schemas.errors import SiteProblem
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ async def open_site(settings: Settings) -> AsyncGenerator[Site]:
             writer=writer,
             identity=identity,
             catalog=catalog,
-            opening=Opening(writer, identity, catalog, randomness),
+            opening=Opening(writer, identity, catalog, randomness, first_points(settings)),
             grants=Grants(writer, pool, identity, secret),
         )
 

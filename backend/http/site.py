@@ -21,6 +21,7 @@ from backend.http.relay.errors import INTERNAL_SENTENCE, error_answer
 from backend.kit.postgres import DatabaseError, unavailable
 from backend.ledger.billing import BillingDoor
 from schemas.errors import BadRequest, ModelNotFound, NotFound, SuanpanError
+from schemas.identity import Scope
 
 AnyRequest = Request[Any, Any, Any]
 
@@ -112,13 +113,13 @@ def _pages(site: Site, relay: RelaySite) -> list[Any]:
 def _relay(relay: RelaySite) -> list[Any]:
     @get("/models")
     async def list_models(request: AnyRequest) -> dict[str, Any]:
-        entry = await relay.callers.of(request.scope["headers"])
+        entry = await relay.callers.of(request.scope["headers"], client=request.scope)
         names = [name for name in relay.models.models() if entry.allows(name)]
         return {"object": "list", "data": [_model(name) for name in names]}
 
     @get("/models/{name:path}")
     async def one_model(request: AnyRequest, name: FromPath[str]) -> dict[str, Any]:
-        entry = await relay.callers.of(request.scope["headers"])
+        entry = await relay.callers.of(request.scope["headers"], client=request.scope)
         wanted = name.lstrip("/")
         if not entry.allows(wanted) or wanted not in relay.models.models():
             raise ModelNotFound(f"The model `{wanted[:200]}` does not exist.")
@@ -130,14 +131,18 @@ def _relay(relay: RelaySite) -> list[Any]:
         start_date: FromQuery[str | None] = None,
         end_date: FromQuery[str | None] = None,
     ) -> Response[bytes]:
-        entry = await relay.callers.of(request.scope["headers"])
+        entry = await relay.callers.of(
+            request.scope["headers"], Scope.WALLET, Scope.RELAY, client=request.scope
+        )
         first_us, last_us = _day_us(start_date, "start_date"), _day_us(end_date, "end_date")
         until_us = None if last_us is None else last_us + DAY_US
         return _json(await relay.billing.usage(entry.account, first_us, until_us))
 
     @get(["/dashboard/billing/subscription", "/v1/dashboard/billing/subscription"])
     async def subscription(request: AnyRequest) -> Response[bytes]:
-        entry = await relay.callers.of(request.scope["headers"])
+        entry = await relay.callers.of(
+            request.scope["headers"], Scope.WALLET, Scope.RELAY, client=request.scope
+        )
         return _json(await relay.billing.subscription(entry.account))
 
     return [Router("/v1", route_handlers=[list_models, one_model]), usage, subscription]

@@ -8,7 +8,10 @@ import msgspec
 
 from backend.identity.person import ImpossibleHistory
 from backend.journal.fold import Fold
-from schemas.identity import KeyCreated, KeyRevoked
+from schemas.identity import KeyCreated, KeyRevoked, Reset, Scope
+
+SCOPES_AT_FIRST: Final = (Scope.RELAY, Scope.WALLET)
+"""What a key opens unless its owner says otherwise; keys from before scopes have the same."""
 
 
 class Key(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -20,6 +23,16 @@ class Key(msgspec.Struct, frozen=True, omit_defaults=True):
     models: tuple[str, ...] = ()
     """Empty: every model."""
     expires_us: int | None = None
+    scopes: tuple[Scope, ...] = SCOPES_AT_FIRST
+    quota_upt: int | None = None
+    """What it may spend in a period; None: all that the account has."""
+    reset: Reset = Reset.NEVER
+    addresses: tuple[str, ...] = ()
+    """Networks (CIDR) it may be used from; empty: everywhere."""
+    concurrency: int | None = None
+    """Requests under way at once; None: no limit."""
+    group: str = ""
+    """Empty: the account's own."""
     revoked: bool = False
 
 
@@ -29,20 +42,32 @@ def apply(state: Key, event: Any, version: int, at_us: int) -> Key:
         case KeyCreated():
             if version != 1:
                 raise ImpossibleHistory("a key is created once, first")
-            return Key(
-                event.person,
-                event.hash_sealed,
-                event.name,
-                event.hint,
-                event.models,
-                event.expires_us,
-            )
+            return _created(event)
         case KeyRevoked():
             if state.revoked:
                 raise ImpossibleHistory("a key is revoked once")
             return msgspec.structs.replace(state, revoked=True)
         case _:
             raise ImpossibleHistory(f"{type(event).__name__} is no event of a key")
+
+
+def _created(event: KeyCreated) -> Key:
+    # Defaults are left out of a stored state by identity: one history must give the same bytes.
+    at_first = event.scopes == SCOPES_AT_FIRST
+    return Key(
+        person=event.person,
+        hash_sealed=event.hash_sealed,
+        name=event.name,
+        hint=event.hint,
+        models=event.models,
+        expires_us=event.expires_us,
+        scopes=SCOPES_AT_FIRST if at_first else event.scopes,
+        quota_upt=event.quota_upt,
+        reset=event.reset,
+        addresses=event.addresses,
+        concurrency=event.concurrency,
+        group=event.group,
+    )
 
 
 KEY: Final = Fold("key", Key(), apply)

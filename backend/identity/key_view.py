@@ -7,9 +7,11 @@ from typing import ClassVar, Final
 import msgspec
 import structlog
 
-from backend.identity.key import Key
+from backend.identity.key import SCOPES_AT_FIRST, Key
 from backend.kit.secrets import SealBroken, SiteSecret, aad_of, hash_api_key
+from schemas.identity import Reset, Scope
 from schemas.ids import KeyId, PersonId, StreamName, account_stream, id_of
+from schemas.relay import KeyTerms
 
 _log = structlog.get_logger("identity.keys")
 
@@ -24,6 +26,21 @@ class KeyEntry(msgspec.Struct, frozen=True):
     """Empty: every model."""
     expires_us: int | None
     revoked: bool
+    scopes: frozenset[Scope] = frozenset(SCOPES_AT_FIRST)
+    quota_upt: int | None = None
+    """What it may spend in a period of `reset`; None: all that the account has."""
+    reset: Reset = Reset.NEVER
+    addresses: tuple[str, ...] = ()
+    """Networks (canonical CIDR) it may be used from; empty: everywhere."""
+    concurrency: int | None = None
+    """Requests under way at once; None: no limit."""
+    group: str = ""
+    """Bound to a group; empty: the account's own."""
+
+    @property
+    def terms(self) -> KeyTerms:
+        """What admission decides by."""
+        return KeyTerms(self.key, self.group, self.quota_upt, self.reset, self.concurrency)
 
     def usable(self, now_us: int) -> bool:
         """Neither revoked nor expired."""
@@ -65,6 +82,12 @@ class KeyView:
             models=frozenset(state.models),
             expires_us=state.expires_us,
             revoked=state.revoked,
+            scopes=frozenset(state.scopes),
+            quota_upt=state.quota_upt,
+            reset=state.reset,
+            addresses=state.addresses,
+            concurrency=state.concurrency,
+            group=state.group,
         )
 
     def drop(self, stream: str) -> None:

@@ -8,9 +8,11 @@ import msgspec
 
 from backend.journal.fold import Fold
 from schemas.identity import (
+    InvitationIssued,
     NameReleased,
     NameTaken,
     PasswordSet,
+    PersonForgotten,
     PersonRegistered,
     ReasonGiven,
 )
@@ -27,6 +29,10 @@ class Person(msgspec.Struct, frozen=True, omit_defaults=True):
     password_sealed: bytes = b""
     """Empty: no password, so that nobody signs in."""
     password_version: int = 0
+    invitation_hmac: bytes = b""
+    """Keyed hash of the invitation that is valid now; empty: none."""
+    forgotten: bool = False
+    """Nothing is left of them but the account's number; nothing follows."""
 
 
 class Name(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -41,6 +47,8 @@ class ImpossibleHistory(ValueError):
 
 def apply(state: Person, event: Any, version: int, at_us: int) -> Person:
     """The person after one more event. Raises ImpossibleHistory."""
+    if state.forgotten:
+        raise ImpossibleHistory("nothing follows a forgetting")
     match event:
         case PersonRegistered():
             if version != 1:
@@ -50,8 +58,13 @@ def apply(state: Person, event: Any, version: int, at_us: int) -> Person:
             return msgspec.structs.replace(
                 state, password_sealed=event.hash_sealed, password_version=version
             )
+        case InvitationIssued():
+            return msgspec.structs.replace(state, invitation_hmac=event.code_hmac)
         case ReasonGiven():
             return state
+        case PersonForgotten():
+            # Their name's hash too: with SECRET it would tell whether a guessed name was theirs.
+            return Person(trial=state.trial, forgotten=True)
         case _:
             raise ImpossibleHistory(f"{type(event).__name__} is no event of a person")
 
@@ -71,5 +84,7 @@ def apply_to_name(state: Name, event: Any, version: int, at_us: int) -> Name:
             raise ImpossibleHistory(f"{type(event).__name__} is no event of a name")
 
 
+FORGOTTEN_MARK: Final = b'"forgotten":true'
+"""What the stored state of a forgotten person holds and no other does: finds them by SQL."""
 PERSON: Final = Fold("person", Person(), apply)
 NAME: Final = Fold("name", Name(), apply_to_name)

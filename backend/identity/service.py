@@ -15,19 +15,30 @@ from backend.identity.data_keys import DataKeys
 from backend.identity.decide import (
     AlreadyRevoked,
     NameIsTaken,
+    NoAdministrator,
     NoSuchKey,
     NoSuchPerson,
     SealAt,
+    UnknownInvitation,
+    decide_accept_invitation,
     decide_add_key,
     decide_create_key,
+    decide_issue_invitation,
     decide_reason,
     decide_register,
     decide_revoke_key,
     decide_set_password,
+    is_invitation,
+)
+from backend.identity.invitations import (
+    Invitation,
+    invitation_hmac,
+    inviter_named_in,
+    make_invitation,
 )
 from backend.identity.key import KEY, Key
+from backend.identity.key_asked import KeyAsked, checked
 from backend.identity.names import (
-    check_label,
     check_name,
     check_new_password,
     name_hmac,
@@ -57,7 +68,6 @@ from schemas.identity import KeyCreated, PasswordSet, PersonRegistered
 from schemas.ids import KeyId, PersonId, id_of, key_stream, person_stream
 
 IDENTITY_FOLDS: Final = Folds([PERSON, NAME, KEY])
-KEY_MODELS_MAX: Final = 500
 REASON_CHARS_MAX: Final = 500
 
 
@@ -75,17 +85,11 @@ class NewKey(msgspec.Struct, frozen=True):
     text: str
     hint: str
     part: Part
+    created: KeyCreated
+    """What it may do, in the form it is kept in."""
 
     def __repr__(self) -> str:
         return f"NewKey(key={self.key}, hint={self.hint!r})"
-
-
-class KeyAsked(msgspec.Struct, frozen=True):
-    """What an owner wants of a key; no models: every model. `expires_us`: since 1970 UTC."""
-
-    name: str = ""
-    models: tuple[str, ...] = ()
-    expires_us: int | None = None
 
 
 class Identity:
@@ -174,7 +178,7 @@ class Identity:
     async def name_of(self, person: PersonId) -> str | None:
         """The clear name; None for a person who was forgotten. Raises NotFound, SealBroken."""
         state = await self.state_of(person)
-        data_key = await self.data_keys.find(person)
+        data_key = None if state.forgotten else await self.data_keys.find(person)
         if data_key is None:
             return None
         return data_key.open(state.name_sealed, aad_of(person_stream(person), 1)).decode()
@@ -204,11 +208,48 @@ class Identity:
         if not reason.strip() or len(reason) > REASON_CHARS_MAX:
             raise BadRequest(f"A reason has 1 to {REASON_CHARS_MAX} characters.")
         stream = person_stream(person)
+        if (await self.state_of(person)).forgotten:
+            raise NotFound("There is no such user.")
         seal_at = self._seal_at(await self.data_keys.make(person), reason, stream)
         return Part(
             (stream,),
             lambda standings, at_us: decide_reason(standings[0], str(about), seal_at),
         )
+
+    async def issue_invitation(self, person: PersonId) -> str:
+        """The person's new invitation, shown once; the one before ends with it. Raises NotFound."""
+        code = make_invitation(person, self._randomness)
+        digest = invitation_hmac(self._secret, code)
+        await self._record(
+            Part(
+                (person_stream(person),),
+                lambda standings, at_us: decide_issue_invitation(standings[0], digest),
+            )
+        )
+        return code
+
+    async def find_inviter(self, code: str) -> PersonId | None:
+        """Whose valid invitation this is."""
+        person = inviter_named_in(code)
+        if person is None:
+            return None
+        stream = person_stream(person)
+        async with self._pool.connection() as connection:
+            found = await load_states(connection, IDENTITY_FOLDS, (stream,))
+        state: Person = found[stream][1] if stream in found else Person()
+        return person if is_invitation(state, invitation_hmac(self._secret, code)) else None
+
+    async def prepare_invitation(self, code: str) -> Invitation:
+        """For the unit that registers whom it invites. Raises BadRequest for an unknown one."""
+        inviter = await self.find_inviter(code)
+        if inviter is None:
+            raise unknown_invitation()
+        digest = invitation_hmac(self._secret, code)
+        part = Part(
+            (person_stream(inviter),),
+            lambda standings, at_us: decide_accept_invitation(standings[0], digest),
+        )
+        return Invitation(inviter, part)
 
     async def prepare_key(
         self, asked: KeyAsked, person: PersonId, *, text: str | None = None
@@ -252,7 +293,7 @@ class Identity:
     async def _make_key(
         self, asked: KeyAsked, person: PersonId, text: str | None
     ) -> tuple[tuple[KeyId, str], KeyCreated]:
-        _check_key(asked, self._clock.now_us())
+        asked = checked(asked, self._clock.now_us())
         async with self._pool.connection() as connection:
             key = KeyId(await next_entity_id(connection))
         fresh, hint = make_api_key(self._randomness)
@@ -267,6 +308,12 @@ class Identity:
             hint=hint,
             models=asked.models,
             expires_us=asked.expires_us,
+            scopes=asked.scopes,
+            quota_upt=asked.quota_upt,
+            reset=asked.reset,
+            addresses=asked.addresses,
+            concurrency=asked.concurrency,
+            group=asked.group,
         )
         return (key, fresh), created
 
@@ -284,7 +331,7 @@ class Identity:
                 (key_stream(key), person_stream(created.person)),
                 lambda standings, at_us: decide_create_key(standings[0], standings[1], created),
             )
-        return NewKey(key, text, created.hint, part)
+        return NewKey(key, text, created.hint, part, created)
 
     def _sealed(self, sealer: Sealer, text: str, stream: str, version: int) -> bytes:
         nonce = self._randomness.bytes(NONCE_BYTES)
@@ -306,6 +353,11 @@ def revocation(key: KeyId, actor: str) -> Part:
     return Part((key_stream(key),), lambda standings, at_us: decide_revoke_key(standings[0], actor))
 
 
+def unknown_invitation() -> BadRequest:
+    """One wording for what never was, what was replaced and whose person is gone."""
+    return BadRequest("This invitation is not valid; ask for a new one.")
+
+
 def identity_refusal(reason: object) -> SuanpanError | None:
     """What a person is told when identity refused; None for other domains' refusals."""
     match reason:
@@ -315,6 +367,10 @@ def identity_refusal(reason: object) -> SuanpanError | None:
             return NotFound("There is no such user.")
         case NoSuchKey():
             return NotFound("There is no such key.")
+        case NoAdministrator():
+            return BadRequest("Only an administrator's key may have the scope `admin`.")
+        case UnknownInvitation():
+            return unknown_invitation()
         case _:
             return None
 
@@ -324,13 +380,3 @@ def _raise_refusal(outcome: Outcome) -> None:
         return
     reason = outcome.reason if isinstance(outcome, Refused) else None
     raise identity_refusal(reason) or Conflict("This was changed by someone else; try again.")
-
-
-def _check_key(asked: KeyAsked, now_us: int) -> None:
-    check_label(asked.name)
-    if len(asked.models) > KEY_MODELS_MAX or len(set(asked.models)) < len(asked.models):
-        raise BadRequest(f"A key names at most {KEY_MODELS_MAX} models, each once.")
-    if any(not model or not model.isprintable() for model in asked.models):
-        raise BadRequest("A model's name is not empty and has no control characters.")
-    if asked.expires_us is not None and asked.expires_us <= now_us:
-        raise BadRequest("A key expires in the future.")

@@ -14,10 +14,11 @@ import msgspec
 import structlog
 
 from backend.journal.kafka_check import Ahead, InStep, compare, identity_of
+from backend.journal.keys_topic import key_record, site_record
 from backend.journal.publisher_place import (
     AHEAD,
     CLOSE_SITE,
-    DataKey,
+    RESTORING,
     Head,
     LostLeadership,
     Place,
@@ -32,12 +33,12 @@ from backend.journal.reader import read_page, site_of
 from backend.journal.wake import LogWatch
 from backend.kit.clock import Clock, Randomness
 from backend.kit.kafka import MalformedRecord
-from backend.kit.kafka_admin import KEYS_TOPIC, KafkaUnavailable, ensure_topics
-from backend.kit.kafka_outlet import Outgoing, Outlet, outgoing_of, outlet
+from backend.kit.kafka_admin import KafkaUnavailable, ensure_topics
+from backend.kit.kafka_outlet import Outlet, outgoing_of, outlet
 from backend.kit.postgres import Connection, DatabaseError, connect
 from backend.kit.tasks import ended, vital
 from schemas.errors import SiteProblem
-from schemas.event import Position, Recorded, shard_of
+from schemas.event import Position, Recorded
 
 PAGE_ROWS: Final = 1_000
 KEYS_MAX: Final = 1_000
@@ -129,6 +130,11 @@ class Publisher:
             if not await take_lock(connection):
                 self._say("standby")
                 return self._jittered(STANDBY_S)
+            site_id, _, reason = await site_of(connection)
+            if reason == RESTORING:
+                # Half of a log must not be taken for a log that Kafka is to be filled from.
+                self._say("read-only", reason)
+                return self._jittered(STANDBY_S)
             place = await lead(connection)
             await ensure_topics(self._bootstrap, self._replication_factor)
             identity = await identity_of(self._bootstrap)
@@ -140,6 +146,8 @@ class Publisher:
                 _log.warning("kafka is filled from the start", reason=verdict.reason)
                 place = await begin_again(connection, place.leader_epoch, identity)
             async with outlet(self._bootstrap, client_id="suanpan-publisher") as out:
+                # Whoever restores from Kafka alone begins the chains with it.
+                await out.send([site_record(site_id)], timeout_s=SEND_TIMEOUT_S)
                 await self._publish(connection, out, place)
         raise AssertionError("publishing ends by an error or a cancellation")
 
@@ -185,7 +193,7 @@ class Publisher:
 
     async def _send_keys(self, connection: Connection, out: Outlet, leader_epoch: int) -> None:
         while keys := await list_unpublished_keys(connection, KEYS_MAX):
-            await out.send([_key_record(key) for key in keys], timeout_s=SEND_TIMEOUT_S)
+            await out.send([key_record(key) for key in keys], timeout_s=SEND_TIMEOUT_S)
             await mark_published(connection, leader_epoch, keys)
 
     def _say(self, state: State, reason: str = "") -> None:
@@ -198,10 +206,3 @@ class Publisher:
 
     def _jittered(self, pause_s: float) -> float:
         return pause_s * (0.5 + self._randomness.bits(16) / 2**17)
-
-
-def _key_record(key: DataKey) -> Outgoing:
-    """`account:42/1` → the wrapped key. Compaction keeps the last record; a tombstone ends it."""
-    stream = f"account:{key.account}"
-    name = f"{stream}/{key.key_epoch}".encode()
-    return Outgoing(KEYS_TOPIC, shard_of(stream), name, key.wrapped, [])

@@ -84,6 +84,10 @@ AHEAD: Final = (
     "Kafka holds events that this database lacks, as after restoring an older backup: "
     "run `suanpan recover`"
 )
+RESTORING: Final = (
+    "this database is being restored from Kafka: run `suanpan restore --from kafka` until it has "
+    "finished"
+)
 LAG_ROWS_MAX: Final = 100_000
 
 _ENCODER: Final = msgspec.json.Encoder()

@@ -132,6 +132,18 @@ async def read_topics(
             yield await _next_batch(consumer, open_ones, ends, records_max, stall_timeout_s)
 
 
+async def count_records(bootstrap: str, topics: Sequence[str]) -> int:
+    """About how many records the topics hold; what compaction removed counts too.
+
+    Raises as `read_topics`.
+    """
+    async with _consumer(bootstrap, topics) as (consumer, partitions):
+        async with asyncio.timeout(STALL_TIMEOUT_S):
+            begins = await consumer.beginning_offsets(partitions)
+            ends = await consumer.end_offsets(partitions)
+    return sum(ends[partition] - begins[partition] for partition in partitions)
+
+
 async def last_records(
     bootstrap: str, topic: str, *, timeout_s: float = STALL_TIMEOUT_S
 ) -> dict[int, Record | None]:

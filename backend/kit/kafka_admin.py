@@ -123,6 +123,18 @@ async def cluster_identity(
         return ClusterIdentity(cluster.cluster_id, ids)
 
 
+async def partitions_of(
+    bootstrap: str, topics: Sequence[str], *, timeout_s: float = ADMIN_TIMEOUT_S
+) -> dict[str, int]:
+    """How many partitions each topic has; one that does not exist is missing.
+
+    Raises KafkaUnavailable, SiteProblem as `cluster_identity`.
+    """
+    async with connected(bootstrap, timeout_s) as client:
+        found = (await describe_cluster(client, tuple(topics))).topics
+    return {name: topic.partitions for name, topic in found.items()}
+
+
 @asynccontextmanager
 async def connected(bootstrap: str, timeout_s: float) -> AsyncGenerator[AIOKafkaClient]:
     client = AIOKafkaClient(

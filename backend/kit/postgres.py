@@ -27,6 +27,8 @@ DatabaseError = psycopg.Error
 """Any answer of the server that is an error."""
 BadData = psycopg.DataError
 """A value that a column cannot hold."""
+StillReferenced = psycopg.errors.ForeignKeyViolation
+"""A row refers to one that is gone, or one that is to go is still referred to."""
 RolledBack = (psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected)
 """The server gave this transaction up for another's sake: nothing of it happened. psycopg derives
 them from what is `ConnectionLost` here, so they are caught before it.

@@ -112,6 +112,20 @@ class DataKey(_AesGcm):
         return cls(randomness.bytes(KEY_BYTES))
 
 
+class EpochKey(DataKey):
+    """Wraps data keys for a time. What it wrapped cannot be opened once it is lost."""
+
+    __slots__ = ()
+
+    def wrap_data_key(self, key: DataKey, aad: bytes, nonce: bytes) -> bytes:
+        """`key` sealed for storing outside; `aad` binds it to its account."""
+        return self.seal(key._raw, aad, nonce)  # pyright: ignore[reportPrivateUsage]
+
+    def unwrap_data_key(self, wrapped: bytes, aad: bytes) -> DataKey:
+        """Raises SealBroken."""
+        return DataKey(self.open(wrapped, aad))
+
+
 class SiteSecret(_AesGcm):
     """Keys derived by HKDF-SHA256 from the site's secret, one per purpose (RFC 5869)."""
 
@@ -142,6 +156,10 @@ class SiteSecret(_AesGcm):
     def unwrap_data_key(self, wrapped: bytes, aad: bytes) -> DataKey:
         """Raises SealBroken."""
         return DataKey(self._wrapper.open(wrapped, aad))
+
+    def unwrap_epoch_key(self, wrapped: bytes, aad: bytes) -> EpochKey:
+        """An epoch's key that `wrap_data_key` wrapped. Raises SealBroken."""
+        return EpochKey(self._wrapper.open(wrapped, aad))
 
     def _derive(self, purpose: str) -> bytes:
         derivation = HKDF(algorithm=SHA256(), length=KEY_BYTES, salt=_SALT, info=purpose.encode())

@@ -9,6 +9,7 @@ import difflib
 import tomllib
 from collections.abc import Iterator, Mapping
 from decimal import Decimal
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Literal, cast, get_type_hints
 
@@ -21,6 +22,8 @@ Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=86_400)]
 DecimalText = Annotated[str, msgspec.Meta(pattern=r"^[0-9]{1,9}(\.[0-9]{1,6})?$")]
+Texts = tuple[str, ...]
+"""A list in the file; in the environment one text, apart by commas."""
 
 DATA_DIR_VARIABLE = "SUANPAN_DATA_DIR"
 
@@ -63,9 +66,42 @@ class RelaySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How long a channel rests after failures."""
 
 
+class HttpSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    trusted_proxies: Texts = ()
+    """Networks (CIDR) of the proxies in front of us: only their forwarding headers count."""
+
+
+class AttemptSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How often somebody may try what can be guessed or made in numbers."""
+
+    code_guesses: Positive = 10
+    """Unknown codes per account, and per address."""
+    code_window_s: Seconds = 600
+    login_failures: Positive = 10
+    """Wrong passwords for one name from one address."""
+    login_address_failures: Positive = 100
+    """Wrong passwords from one address, whatever the name."""
+    login_window_s: Seconds = 600
+    registrations: Positive = 5
+    """New people per address."""
+    registration_window_s: Seconds = 3_600
+
+
 class BillingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cny_per_usd: DecimalText = "7.3"
     """The rate at which the USD billing routes answer; a decimal string, no float near money."""
+
+
+class AccountSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    initial_points: DecimalText = "0"
+    """What every new account is given."""
+
+
+class InvitationSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Points for a registration on somebody's invitation, beside what every account is given."""
+
+    inviter_points: DecimalText = "0"
+    invited_points: DecimalText = "0"
 
 
 class LeaseSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -92,8 +128,12 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     database: DatabaseSettings = DatabaseSettings()
     redis: RedisSettings = RedisSettings()
     kafka: KafkaSettings = KafkaSettings()
+    http: HttpSettings = HttpSettings()
+    attempts: AttemptSettings = AttemptSettings()
     relay: RelaySettings = RelaySettings()
     billing: BillingSettings = BillingSettings()
+    accounts: AccountSettings = AccountSettings()
+    invitations: InvitationSettings = InvitationSettings()
     lease: LeaseSettings = LeaseSettings()
     demo: DemoSettings = DemoSettings()
     embedded: EmbeddedSettings = EmbeddedSettings()
@@ -193,6 +233,8 @@ def _unknown(path: Path, key: str, value: object, keys: Mapping[str, object]) ->
 
 
 def _convert(value: object, kind: object, *, strict: bool, where: str) -> object:
+    if kind == Texts and not strict and isinstance(value, str):
+        value = [part for text in value.split(",") if (part := text.strip())]
     # A number where a word is due would pass unnoticed only in the environment, where all is text.
     try:
         return msgspec.convert(value, cast("type[object]", kind), strict=strict)
@@ -230,5 +272,16 @@ def _check_together(settings: Settings) -> None:
             "lease.renew_seconds must be at most half of lease.seconds, or a busy process would "
             "lose its leases."
         )
+    for text in settings.http.trusted_proxies:
+        _check_network(text)
     if Decimal(settings.billing.cny_per_usd) == 0:
         raise SiteProblem('billing.cny_per_usd must be more than zero, such as "7.3".')
+
+
+def _check_network(text: str) -> None:
+    try:
+        _ = ip_network(text, strict=False)
+    except ValueError as error:
+        raise SiteProblem(
+            f"http.trusted_proxies holds {text[:80]!r}, which is no network; write 10.0.0.0/8."
+        ) from error

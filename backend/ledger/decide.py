@@ -1,9 +1,12 @@
-"""Decisions about points: pure functions from an account and a command to events or a refusal."""
+"""Decisions about points: pure functions from an account and a command to events or a refusal.
+
+Who is let in is decided in `admission`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any
 from uuid import UUID
 
 import msgspec
@@ -12,12 +15,18 @@ from backend.journal.commands import (
     Accept,
     Decision,
     LeaseClose,
-    LeaseOpen,
     LeaseSweep,
     Refuse,
 )
-from backend.ledger.account import HOUR_US, REFUSALS_PER_HOUR, Account
-from schemas.ids import ChannelId, KeyId, PersonId, RequestId
+from backend.ledger.account import Account, Hold
+from backend.ledger.refusals import (
+    AlreadyOpen,
+    MissingPoints,
+    NoSuchAccount,
+    NoSuchHold,
+    TooMuch,
+)
+from schemas.ids import PersonId, RequestId
 from schemas.ledger import (
     AccountOpened,
     GrantKind,
@@ -25,60 +34,15 @@ from schemas.ledger import (
     HoldReleased,
     HoldSettled,
     PointsGranted,
-    PointsHeld,
-    RefusalReason,
     ReleaseReason,
-    RequestRefused,
     Served,
     ShortfallRecorded,
     UsageLate,
 )
 from schemas.money import AMOUNT_UPT_MAX, MicroPoints
-from schemas.prices import Free, PerCall, PerToken, Price, PriceRef, cost_of, minimum_upt
+from schemas.plans import PlanUse
+from schemas.prices import PLAIN_TERMS, Price, PriceRef, Terms, cost_of
 from schemas.usage import Basis, Usage
-
-OUTPUT_HELD_MAX: Final = 4_096
-"""Output tokens held for one choice at the start; a longer answer extends its hold in steps."""
-
-
-class MissingPoints(msgspec.Struct, frozen=True):
-    """Available is below the minimum by this much."""
-
-    missing_upt: MicroPoints
-
-
-class NoSuchAccount(msgspec.Struct, frozen=True):
-    pass
-
-
-class NoSuchHold(msgspec.Struct, frozen=True):
-    """The request has an outcome already, or was never let in."""
-
-
-class AlreadyOpen(msgspec.Struct, frozen=True):
-    pass
-
-
-class TooMuch(msgspec.Struct, frozen=True):
-    """The amount is not one that can be granted."""
-
-
-class HoldAsked(msgspec.Struct, frozen=True):
-    """What admission needs to know of a request. Bounds in tokens, all choices together."""
-
-    request_id: RequestId
-    purpose: str
-    key: KeyId
-    model: str
-    price: Price
-    price_ref: PriceRef
-    streamed: bool
-    input_bound: int
-    output_limit: int | None
-    """The client's own limit for one choice, or None."""
-    choices: int
-    channels: tuple[ChannelId, ...]
-    lease_s: int
 
 
 def decide_open(state: Account, version: int, person: PersonId) -> Decision:
@@ -99,60 +63,12 @@ def decide_grant(
     return Accept(((0, PointsGranted(amount_upt, kind, actor)),))
 
 
-def hold_bound_upt(price: Price, input_bound: int, output_bound: int) -> MicroPoints:
-    """Upper bound of a request's cost: everything uncached, every output token used."""
-    match price:
-        case PerToken():
-            return cost_of(_dearest(price), Usage(input=input_bound, output=output_bound))
-        case Free() | PerCall():
-            return cost_of(price, Usage())
-
-
-def affordable_output(price: Price, available_upt: int, input_bound: int) -> int | None:
-    """Output tokens that `available_upt` still pays for after the input; None: any number."""
-    match price:
-        case PerToken(output_npt=output_npt) if output_npt > 0:
-            dearest = _dearest(price)
-            left_npt = available_upt * 1_000 - input_bound * dearest.input_npt
-            return max(0, left_npt // output_npt)
-        case _:
-            return None
-
-
-def decide_hold(state: Account, version: int, asked: HoldAsked, at_us: int) -> Decision:
-    """Lets a request in and sets aside its upper bound, or what is available if that is less.
-
-    Refused (MissingPoints) below the minimum; recorded as RequestRefused, up to a cap per hour.
-    """
-    if version == 0:
-        return Refuse(NoSuchAccount())
-    missing_upt = minimum_upt(asked.price) - state.available_upt
-    if missing_upt > 0:
-        return _refusal(state, asked, MicroPoints(missing_upt), at_us)
-    per_choice = min(asked.output_limit or OUTPUT_HELD_MAX, OUTPUT_HELD_MAX)
-    output_bound = per_choice * asked.choices
-    wanted_upt = hold_bound_upt(asked.price, asked.input_bound, output_bound)
-    amount_upt = MicroPoints(min(wanted_upt, state.available_upt))
-    held = PointsHeld(
-        request_id=asked.request_id,
-        amount_upt=amount_upt,
-        purpose=asked.purpose,
-        key=asked.key,
-        model=asked.model,
-        price=asked.price_ref,
-        streamed=asked.streamed,
-        input_bound=asked.input_bound,
-        output_bound=output_bound,
-        channels=asked.channels,
-    )
-    return Accept(((0, held),), (LeaseOpen(asked.request_id, asked.lease_s),))
-
-
 def decide_extend(state: Account, request_id: RequestId, wanted_upt: int) -> Decision:
     """Holds up to `wanted_upt` more for an answer that is longer than was held for."""
-    if request_id not in state.holds:
+    hold = state.holds.get(request_id)
+    if hold is None:
         return Refuse(NoSuchHold())
-    amount_upt = min(wanted_upt, state.available_upt)
+    amount_upt = min(wanted_upt, reach_upt(state, hold))
     if amount_upt <= 0:
         return Refuse(MissingPoints(MicroPoints(wanted_upt)))
     return Accept(((0, HoldExtended(request_id, MicroPoints(amount_upt))),))
@@ -167,6 +83,14 @@ class SettleAsked(msgspec.Struct, frozen=True):
     price: Price
     price_ref: PriceRef
     served: Served
+    terms: Terms = PLAIN_TERMS
+    """Of the hold; read only where the hold is gone: usage that comes after a sweep."""
+    plan: PlanUse | None = None
+
+
+def due_of(price: Price, usage: Usage, terms: Terms, plan: PlanUse | None) -> MicroPoints:
+    """What a request owes: the cost of its usage, or nothing where a plan pays."""
+    return MicroPoints(0) if plan is not None else cost_of(price, usage, terms)
 
 
 def decide_settle(state: Account, asked: SettleAsked, sweep: LeaseSweep | None = None) -> Decision:
@@ -178,8 +102,8 @@ def decide_settle(state: Account, asked: SettleAsked, sweep: LeaseSweep | None =
     hold = state.holds.get(asked.request_id)
     if hold is None:
         return Refuse(NoSuchHold())
-    due_upt = cost_of(asked.price, asked.usage)
-    more_upt = min(max(0, due_upt - hold.amount_upt), state.available_upt)
+    due_upt = due_of(asked.price, asked.usage, hold.terms, hold.plan)
+    more_upt = min(max(0, due_upt - hold.amount_upt), reach_upt(state, hold))
     charged_upt = min(due_upt, hold.amount_upt + more_upt)
     events: list[Any] = []
     if more_upt > 0:
@@ -193,6 +117,8 @@ def decide_settle(state: Account, asked: SettleAsked, sweep: LeaseSweep | None =
             price=asked.price_ref,
             served=asked.served,
             swept=sweep is not None,
+            terms=hold.terms,
+            plan=hold.plan,
         )
     )
     if due_upt > charged_upt:
@@ -227,7 +153,7 @@ def decide_late(
     """
     if version == 0:
         return Refuse(NoSuchAccount())
-    due_upt = max(0, cost_of(asked.price, asked.usage) - accounted_upt)
+    due_upt = max(0, due_of(asked.price, asked.usage, asked.terms, asked.plan) - accounted_upt)
     charged_upt = min(due_upt, state.available_upt)
     event = UsageLate(
         request_id=asked.request_id,
@@ -238,28 +164,17 @@ def decide_late(
         basis=asked.basis,
         price=asked.price_ref,
         served=asked.served,
+        terms=asked.terms,
+        plan=asked.plan,
     )
     return Accept(((0, event),))
 
 
-def _refusal(state: Account, asked: HoldAsked, missing_upt: MicroPoints, at_us: int) -> Decision:
-    in_this_hour = state.refusals if state.refusals_hour == at_us // HOUR_US else 0
-    if in_this_hour >= REFUSALS_PER_HOUR:
-        return Refuse(MissingPoints(missing_upt))
-    event = RequestRefused(
-        request_id=asked.request_id,
-        reason=RefusalReason.INSUFFICIENT_POINTS,
-        key=asked.key,
-        model=asked.model,
-        price=asked.price_ref,
-        missing_upt=missing_upt,
-    )
-    return Accept(((0, event),))
-
-
-def _dearest(price: PerToken) -> PerToken:
-    cached_npt = price.input_npt if price.cached_input_npt is None else price.cached_input_npt
-    return PerToken(max(price.input_npt, cached_npt), price.output_npt, cached_npt)
+def reach_upt(state: Account, hold: Hold) -> int:
+    """What may still be held for a request: all that is available, or left of its key's quota."""
+    if hold.quota is None:
+        return state.available_upt
+    return max(0, min(state.available_upt, state.quota_left_upt(hold.key, hold.quota)))
 
 
 def _at_home(events: Sequence[Any]) -> tuple[tuple[int, Any], ...]:

@@ -49,6 +49,8 @@ class Progress(msgspec.Struct, frozen=True, omit_defaults=True):
     upstream_model: str | None = None
     cached_input: int = 0
     """Input that the provider had cached; `input` is the rest."""
+    cache_write: int = 0
+    cache_write_1h: int = 0
 
 
 class Expired(msgspec.Struct, frozen=True):

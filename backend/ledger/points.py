@@ -23,24 +23,39 @@ from backend.journal.reader import find_command
 from backend.journal.writer import Writer
 from backend.kit.postgres import Pool
 from backend.ledger.account import Account
+from backend.ledger.admission import HoldAsked, decide_hold, group_of
 from backend.ledger.decide import (
-    HoldAsked,
-    MissingPoints,
     SettleAsked,
     decide_extend,
-    decide_hold,
     decide_late,
     decide_release,
     decide_settle,
+    reach_upt,
 )
-from schemas.errors import IdempotencyConflict, InsufficientPoints, NotFound
+from backend.ledger.refusals import (
+    KeyQuotaReached,
+    MissingPoints,
+    NotForGroup,
+    TooManyAtOnce,
+)
+from schemas.errors import (
+    IdempotencyConflict,
+    InsufficientPoints,
+    KeyQuotaSpent,
+    ModelNotFound,
+    NotFound,
+    RateLimited,
+    SuanpanError,
+)
 from schemas.event import Recorded
+from schemas.identity import Reset
 from schemas.ids import RequestId, late_command_id, outcome_command_id
 from schemas.ledger import (
     HoldExtended,
     HoldReleased,
     HoldSettled,
     PointsHeld,
+    RefusalReason,
     ReleaseReason,
     RequestRefused,
     Served,
@@ -48,6 +63,8 @@ from schemas.ledger import (
     UsageLate,
 )
 from schemas.money import MicroPoints, format_points
+from schemas.plans import NORMAL, PlanUse
+from schemas.prices import Terms
 from schemas.registry import decode
 
 KEY_ATTEMPTS_MAX: Final = 32
@@ -58,10 +75,15 @@ SweepDecision = Callable[[Account], Decision]
 
 
 class Held(msgspec.Struct, frozen=True):
-    """A hold that landed; `reach_upt`: the hold and all that is available beside it."""
+    """A hold that landed; `reach_upt`: the hold and all that may still be held beside it."""
 
     amount_upt: MicroPoints
     reach_upt: MicroPoints
+    group: str
+    """That the request belongs to: its price and its limits."""
+    terms: Terms
+    plan: PlanUse | None
+    """A subscription pays."""
 
 
 class Charged(msgspec.Struct, frozen=True):
@@ -83,7 +105,9 @@ class Points:
     async def hold(
         self, account: str, asked: HoldAsked, command_id: UUID, body_hash: bytes = b""
     ) -> Held:
-        """Lets a request in. Raises InsufficientPoints, and IdempotencyConflict for a used id."""
+        """Lets a request in. Raises what `admission_refusal` says, and IdempotencyConflict for a
+        used id.
+        """
 
         def decide(standings: tuple[Standing, ...], at_us: int) -> Decision:
             standing = standings[0]
@@ -94,13 +118,11 @@ class Points:
         )
         match outcome:
             case Landed(events, _, states):
-                return _held_of(events, states)
-            case Refused(MissingPoints(missing_upt)):
-                raise insufficient(missing_upt)
+                return _held_of(asked, events, states)
+            case Refused(reason):
+                raise admission_refusal(reason)
             case AlreadyDone(earlier_hash, rows):
                 raise await self._used_before(body_hash, earlier_hash, rows)
-            case _:
-                raise NotFound("This key's account does not exist.")
 
     async def extend(self, account: str, request_id: RequestId, wanted_upt: int) -> int:
         """Holds up to `wanted_upt` more; returns how much (0: nothing is left, or no such hold)."""
@@ -250,19 +272,53 @@ def insufficient(missing_upt: int) -> InsufficientPoints:
     )
 
 
+def admission_refusal(reason: object) -> SuanpanError:
+    """What a caller is told who was not let in."""
+    match reason:
+        case MissingPoints(missing_upt):
+            return insufficient(missing_upt)
+        case KeyQuotaReached(missing_upt, reset):
+            return _quota_spent(missing_upt, reset)
+        case TooManyAtOnce(scope, limit):
+            return RateLimited(
+                f"Limit of {limit} requests at once for this {scope} reached; wait for one to end.",
+                retry_after_s=1,
+            )
+        case NotForGroup(group):
+            return ModelNotFound(f"The group {group!r} may not use this model.")
+        case _:
+            return NotFound("This key's account does not exist.")
+
+
+def _quota_spent(missing_upt: int, reset: Reset) -> KeyQuotaSpent:
+    again = "" if reset is Reset.NEVER else f" It begins anew {reset.value}, in UTC."
+    return KeyQuotaSpent(
+        f"This key's own quota is spent: {format_points(missing_upt)} more points are needed."
+        f"{again}"
+    )
+
+
 def account_state(standing_state: object) -> Account:
     """Narrows a state that came from an `account:` stream."""
     assert isinstance(standing_state, Account)
     return standing_state
 
 
-def _held_of(events: tuple[object, ...], states: tuple[object, ...]) -> Held:
+def _held_of(asked: HoldAsked, events: tuple[object, ...], states: tuple[object, ...]) -> Held:
     for event in events:
         if isinstance(event, RequestRefused):
+            if event.reason is RefusalReason.KEY_QUOTA:
+                raise _quota_spent(event.missing_upt, asked.key.reset)
             raise insufficient(event.missing_upt)
         if isinstance(event, PointsHeld):
-            available_upt = account_state(states[0]).available_upt if states else 0
-            return Held(event.amount_upt, MicroPoints(event.amount_upt + available_upt))
+            group, reach = asked.key.group or NORMAL, event.amount_upt
+            if states:
+                state = account_state(states[0])
+                group = group_of(state, asked.key, event.terms.at_us)
+                hold = state.holds.get(event.request_id)
+                more_upt = 0 if hold is None else reach_upt(state, hold)
+                reach = MicroPoints(event.amount_upt + more_upt)
+            return Held(event.amount_upt, reach, group, event.terms, event.plan)
     raise AssertionError("a hold lands as PointsHeld or RequestRefused")
 
 

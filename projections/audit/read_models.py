@@ -12,7 +12,7 @@ import msgspec
 
 from backend.journal.consumer import Arrived
 from backend.kit.postgres import Connection, fetch_all, fetch_one
-from backend.ledger.account import ACCOUNT
+from backend.ledger.account import ACCOUNT, Account
 from projections.accounts import AccountStates
 from projections.audit.report import READ_MODELS, Findings
 from projections.balance.projection import NAME as BALANCE
@@ -97,12 +97,17 @@ class _Balance:
 
     def rows(self) -> Iterator[Values]:
         for stream, last in self._last.items():
-            row = balance_row(self._states.of(stream), last)
-            yield (
-                stream, row.version, row.person, row.issued_upt, row.charged_upt, row.posted_upt,
-                row.held_upt, row.available_upt, row.shortfall_upt, row.open_holds, row.hash,
-                row.at_us, bytes(row.state).decode(),
-            )  # fmt: skip
+            yield balance_values(self._states.of(stream), last)
+
+
+def balance_values(account: Account, last: Arrived) -> Values:
+    """The row of an account whose last event is `last`, as BALANCE_ROWS gives it."""
+    row = balance_row(account, last)
+    return (
+        row.stream, row.version, row.person, row.issued_upt, row.charged_upt, row.posted_upt,
+        row.held_upt, row.available_upt, row.shortfall_upt, row.open_holds, row.hash,
+        row.at_us, bytes(row.state).decode(),
+    )  # fmt: skip
 
 
 class _Statement:
@@ -175,27 +180,21 @@ class ReadModelsCheck:
         self._findings: Final = findings
 
     async def run(
-        self, lines: dict[str, Line], progress: Progress, note: Callable[[str], None]
+        self, accounts: Sequence[Line], progress: Progress, note: Callable[[str], None]
     ) -> None:
-        models = [model for model in MODELS if await self._has(model, note)]
-        accounts = sorted(
-            line.stream
-            for line in lines.values()
-            if line.intact and line.foldable and kind_of(line.stream) == ACCOUNT.kind
-        )
+        """Folds the whole history of these accounts, which are `comparable`, once more."""
+        models: list[Checked] = []
+        for model in MODELS:
+            if await has_table(self._connection, model):
+                models.append(model)
+            else:
+                note(f"there is no table read.{model.name} yet: not compared")
         done = 0
-        for group in _groups(accounts, lines):
+        for group in _groups(accounts):
             async with self._connection.transaction():
                 await self._group(models, group)
             done += len(group)
             progress("read models", done, len(accounts))
-
-    async def _has(self, model: Checked, note: Callable[[str], None]) -> bool:
-        row = await fetch_one(self._connection, HAS_TABLE, {"table": model.name})
-        has = row is not None and bool(row[0])
-        if not has:
-            note(f"there is no table read.{model.name} yet: not compared")
-        return has
 
     async def _group(self, models: Sequence[Checked], streams: list[str]) -> None:
         """One moment of some accounts: events, what each consumer has applied, and the tables."""
@@ -217,7 +216,9 @@ class ReadModelsCheck:
                     return
         for model, shadow in shadows:
             found = await fetch_all(self._connection, model.query, {"streams": streams})
-            self._compare(model, _keyed(model, found), _keyed(model, shadow.rows()), applied)
+            compare_rows(
+                self._findings, model, keyed(model, found), keyed(model, shadow.rows()), applied
+            )
 
     async def _events(self, streams: list[str]) -> AsyncGenerator[list[Recorded]]:
         stream, version = "", 0
@@ -236,25 +237,36 @@ class ReadModelsCheck:
                 return
             stream, version = page[-1].stream, page[-1].version
 
-    def _compare(
-        self, model: Checked, found: Rows, expected: Rows, applied: dict[tuple[str, str], int]
-    ) -> None:
-        for key in sorted(found.keys() | expected.keys()):
-            table_row, own_row = found.get(key), expected.get(key)
-            if table_row == own_row:
-                continue
-            if table_row is None:
-                what = f"read.{model.name} lacks the row {_named(key)}"
-            elif own_row is None:
-                what = f"read.{model.name} has a row {_named(key)} that no event made"
-            else:
-                what = f"read.{model.name} {_named(key)}: another row than the events make"
-            row = own_row or table_row
-            assert row is not None
-            version = applied.get((model.name, str(key[0])), 0)
-            if model.version_at is not None:
-                version = row[model.version_at]
-            self._findings.add(READ_MODELS, str(key[0]), version, what)
+
+async def has_table(connection: Connection, model: Checked) -> bool:
+    row = await fetch_one(connection, HAS_TABLE, {"table": model.name})
+    return row is not None and bool(row[0])
+
+
+def compare_rows(
+    findings: Findings,
+    model: Checked,
+    found: Rows,
+    expected: Rows,
+    applied: dict[tuple[str, str], int],
+) -> None:
+    """Notes every row that the table has otherwise; `applied`: (consumer, stream) → version."""
+    for key in sorted(found.keys() | expected.keys()):
+        table_row, own_row = found.get(key), expected.get(key)
+        if table_row == own_row:
+            continue
+        if table_row is None:
+            what = f"read.{model.name} lacks the row {_named(key)}"
+        elif own_row is None:
+            what = f"read.{model.name} has a row {_named(key)} that no event made"
+        else:
+            what = f"read.{model.name} {_named(key)}: another row than the events make"
+        row = own_row or table_row
+        assert row is not None
+        version = applied.get((model.name, str(key[0])), 0)
+        if model.version_at is not None:
+            version = row[model.version_at]
+        findings.add(READ_MODELS, str(key[0]), version, what)
 
 
 def _fold(
@@ -266,7 +278,8 @@ def _fold(
             shadow.take(arrived)
 
 
-def _keyed(model: Checked, rows: Iterable[Sequence[Any]]) -> Rows:
+def keyed(model: Checked, rows: Iterable[Sequence[Any]]) -> Rows:
+    """Rows of a model by their leading columns."""
     return {tuple(row[: model.key_columns]): tuple(row) for row in rows}
 
 
@@ -274,13 +287,23 @@ def _named(key: Values) -> str:
     return " ".join(str(part) for part in key)
 
 
-def _groups(accounts: Sequence[str], lines: dict[str, Line]) -> Iterator[list[str]]:
+def comparable(lines: Iterable[Line]) -> list[Line]:
+    """The accounts among them that the tables can be compared with, by name."""
+    found = [
+        line
+        for line in lines
+        if line.intact and line.foldable and kind_of(line.stream) == ACCOUNT.kind
+    ]
+    return sorted(found, key=lambda line: line.stream)
+
+
+def _groups(accounts: Sequence[Line]) -> Iterator[list[str]]:
     """Accounts in groups of about GROUP_EVENTS events; a longer account is a group of its own."""
     group: list[str] = []
     events = 0
-    for stream in accounts:
-        group.append(stream)
-        events += lines[stream].version
+    for line in accounts:
+        group.append(line.stream)
+        events += line.version
         if events >= GROUP_EVENTS or len(group) >= GROUP_ACCOUNTS:
             yield group
             group, events = [], 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 
@@ -24,8 +24,42 @@ class Check(msgspec.Struct, frozen=True):
     first: First | None
 
 
+class Coverage(msgspec.Struct, frozen=True):
+    """What was read, and what the answer therefore does not prove."""
+
+    kind: Literal["full", "since-seal"]
+    events_read: int
+    after: Position
+    """Rows up to here were not read; zeros: all were."""
+    seal: int | None
+    """The number of the seal that the rows before are covered by; None: all were read."""
+    fell_back: str | None
+    """Why all was read although less was asked for."""
+    full_audit_at_us: int | None
+    """When every row was last read, and nothing was wrong."""
+    checkpoint: str | None
+    """SHA-256 of the checkpoint that was kept for the next audit, in hex."""
+    seconds: float
+    events_per_s: int
+    unproven: tuple[str, ...]
+
+
+UNPROVEN_SINCE: Final = (
+    "Rows before the seal were counted, and each stream's head is the sealed one: a change of "
+    + "their bytes that left no other trace is found by a full audit only.",
+    "States, sums and prices before the seal are the checkpoint's: its signature covers them.",
+    "Statement lines, requests and usage were compared only for accounts written to since.",
+    "Recorded commands before the seal were not looked up again.",
+    "Kafka's records were not compared with the table.",
+)
+"""Of an incremental audit; a full one leaves nothing of it out."""
+
+
 class AuditReport(msgspec.Struct, frozen=True):
-    """`digest` as in a replay up to `position`. Encodes to the object that `--json` prints."""
+    """`digest` as in a replay up to `position`. Encodes to the object that `--json` prints.
+
+    `events` and `streams`: of the whole log, however much of it was read.
+    """
 
     ok: bool
     events: int
@@ -33,6 +67,7 @@ class AuditReport(msgspec.Struct, frozen=True):
     checks: tuple[Check, ...]
     digest: str
     position: Position
+    coverage: Coverage
 
     @property
     def first(self) -> First | None:
@@ -53,14 +88,16 @@ COMPLETENESS: Final = "I12"
 PROVENANCE: Final = "I13"
 READ_MODELS: Final = "I9"
 SEALS: Final = "I8"
+TOPICS: Final = "kafka"
 CHECKS: Final[tuple[str, ...]] = (
     CHAIN, STATES, CONSERVATION, NO_OVERDRAFT, ONE_OUTCOME, SETTLE_BOUNDS, COMMANDS, GAPLESS,
-    SEALS, READ_MODELS, DUPLICATE_PROOF, COMPLETENESS, PROVENANCE,
+    TOPICS, SEALS, READ_MODELS, DUPLICATE_PROOF, COMPLETENESS, PROVENANCE,
 )  # fmt: skip
 """In the order of the report: a broken chain explains most of what comes after it.
 
-`chain`: hashes, versions, topics, shards. `states`: the table `streams`. The others are the
-invariants of `backend/ledger/README.md`; I8 are the seals, I9 the read models.
+`chain`: hashes, versions, topics, shards. `states`: the table `streams`. `kafka`: the records of
+the topics are the rows of the table. The others are the invariants of
+`backend/ledger/README.md`; I8 are the seals, I9 the read models.
 """
 
 

@@ -57,22 +57,30 @@ ORDER BY c.consumer, c.stream
 PAGE_ROWS: Final = 2_000
 _NO_ID: Final = UUID(int=0)
 
+Homes = dict[UUID, tuple[str, int]]
+"""Command → the stream and version it was recorded at."""
+
 
 class CommandsCheck:
     """I6: every command of the log is in `commands`, and is recorded under its id once."""
 
     def __init__(self, findings: Findings) -> None:
         self._findings: Final = findings
-        self._last: Final[dict[str, UUID]] = {}
+        self.last: Final[dict[str, UUID]] = {}
+        """Stream → the command of its newest event so far."""
 
-    async def page(self, connection: Connection, rows: Sequence[Recorded]) -> None:
-        """A page of the log in its order."""
+    async def homes(self, connection: Connection, rows: Sequence[Recorded]) -> Homes:
+        """Where the commands of these rows were recorded."""
         ids = list({row.command_id for row in rows})
         found = await fetch_all(connection, COMMAND_HOMES, {"ids": ids})
-        homes = {command: (stream, version) for command, stream, version in found}
+        return {command: (stream, version) for command, stream, version in found}
+
+    def feed(self, rows: Sequence[Recorded], homes: Homes) -> None:
+        """Rows in the log's order."""
+        last = self.last
         for row in rows:
-            begins = self._last.get(row.stream) != row.command_id
-            self._last[row.stream] = row.command_id
+            begins = last.get(row.stream) != row.command_id
+            last[row.stream] = row.command_id
             home = homes.get(row.command_id)
             if home is None:
                 self._note(row.stream, row.version, "its command is not in `commands`")

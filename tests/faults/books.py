@@ -1,6 +1,7 @@
 """An auditor of the tests' own: reads the log, adds it up without the product's folds, compares.
 
-Everything is asked of the log itself; `suanpan audit` is asked too, as a second opinion.
+Everything is asked of the log itself; `suanpan audit` is asked too, as a second opinion. What is
+wrong is collected, each with the invariant it breaks (backend/ledger/README.md).
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -26,11 +27,11 @@ from schemas.ledger import (
     ShortfallRecorded,
     UsageLate,
 )
-from schemas.money import format_points
+from schemas.money import MicroPoints, format_points
 from schemas.prices import cost_of
 from schemas.registry import decode
 from schemas.usage import Basis, Usage
-from tests.faults.load import Call, Ending
+from tests.faults.load import Call, Ending, Returned
 from tests.faults.roles import LEASE_S, ROOT
 from tests.faults.site import PRICES, Account
 
@@ -50,8 +51,10 @@ COMMAND_TIMEOUT_S = 60.0
 class Request:
     """What the log says of one request."""
 
-    def __init__(self, account: str, held: PointsHeld) -> None:
+    def __init__(self, account: str, held: PointsHeld, at_us: int = 0) -> None:
         self.account = account
+        self.held_at_us = at_us
+        self.ended_at_us = at_us
         self.model = held.model
         self.held_upt = held.amount_upt
         self.settled: list[HoldSettled] = []
@@ -79,18 +82,28 @@ class Request:
         ends = (*self.late, *self.settled)
         return next((e.usage for e in ends if e.basis is Basis.REPORTED), None)
 
-    def check_reported(self, request_id: str, said: dict[str, Any] | None) -> None:
-        """The charge is the cost of what the provider said of this very request."""
+    @property
+    def troubled(self) -> bool:
+        """Its end says that something went wrong on the way."""
+        ends = (*self.settled, *self.released)
+        return self.swept or any(end.served.error is not None for end in ends)
+
+    def wrong_charge(self, said: dict[str, Any] | None) -> str | None:
+        """What is wrong, where the charge is not the cost of what the provider said of this."""
         if self.reported is None:
-            return
-        assert said is not None, f"{request_id}: charged as reported, but nothing was reported"
+            return None
+        if said is None:
+            return "charged as reported, but nothing was reported"
         usage = Usage(input=said["prompt_tokens"], output=said["completion_tokens"])
-        assert self.reported == usage, f"{request_id}: {self.reported} is not {usage}"
+        if self.reported != usage:
+            return f"{self.reported} is not {usage}"
         due_upt = cost_of(PRICES[self.model], usage)
         late_short_upt = sum(e.shortfall_upt for e in self.late)
         booked_upt = self.charged_upt + self.settled_short_upt + late_short_upt
         counted_upt = sum(e.amount_upt + self.settled_short_upt for e in self.settled if e.swept)
-        assert booked_upt == max(due_upt, counted_upt), f"{request_id}: {booked_upt} ≠ {due_upt}"
+        if booked_upt != max(due_upt, counted_upt):
+            return f"{booked_upt} ≠ {due_upt}"
+        return None
 
 
 class Balance(msgspec.Struct):
@@ -108,23 +121,28 @@ class Books:
     def __init__(self) -> None:
         self.requests: dict[str, Request] = {}
         self.balances: dict[str, Balance] = {}
+        self.violations: list[str] = []
         self._held_upt: dict[str, int] = {}
 
     def take(self, row: Recorded) -> None:
         balance = self.balances.setdefault(row.stream, Balance())
         balance.version += 1
-        assert row.version == balance.version, f"{row.stream} has a gap before {row.version}"
-        self._apply(row.stream, balance, decode(row))
+        if row.version != balance.version:
+            self.violations.append(f"I7: {row.stream} has a gap before {row.version}")
+            balance.version = row.version
+        self._apply(row, balance, decode(row))
         available_upt = balance.granted_upt - balance.charged_upt - balance.held_upt
-        assert available_upt >= 0, f"{row.stream} is below zero at version {row.version}"
+        if available_upt < 0:
+            self.violations.append(f"I2: {row.stream} is below zero at version {row.version}")
 
-    def _apply(self, stream: str, balance: Balance, event: object) -> None:
+    def _apply(self, row: Recorded, balance: Balance, event: object) -> None:
         match event:
             case PointsGranted(amount_upt=amount_upt) | PointsCorrected(amount_upt=amount_upt):
                 balance.granted_upt += amount_upt
             case PointsHeld(request_id=request_id, amount_upt=amount_upt):
-                assert request_id not in self.requests, f"{request_id} is held twice"
-                self.requests[request_id] = Request(stream, event)
+                if request_id in self.requests:
+                    self.violations.append(f"I3: {request_id} is held twice")
+                self.requests[request_id] = Request(row.stream, event, row.at_us)
                 self._held_upt[request_id] = amount_upt
                 balance.held_upt += amount_upt
             case HoldExtended(request_id=request_id, amount_upt=amount_upt):
@@ -132,11 +150,11 @@ class Books:
                 balance.held_upt += amount_upt
             case HoldSettled(request_id=request_id, amount_upt=amount_upt):
                 self.requests[request_id].settled.append(event)
-                balance.held_upt -= self._held_upt.pop(request_id)
                 balance.charged_upt += amount_upt
+                self._ended(row, balance, request_id, amount_upt)
             case HoldReleased(request_id=request_id):
                 self.requests[request_id].released.append(event)
-                balance.held_upt -= self._held_upt.pop(request_id)
+                self._ended(row, balance, request_id, 0)
             case ShortfallRecorded(request_id=request_id, amount_upt=amount_upt):
                 self.requests[request_id].settled_short_upt += amount_upt
             case UsageLate(request_id=request_id, amount_upt=amount_upt):
@@ -144,6 +162,22 @@ class Books:
                 balance.charged_upt += amount_upt
             case _:
                 pass
+
+    def _ended(self, row: Recorded, balance: Balance, request_id: str, charged_upt: int) -> None:
+        held_upt = self._held_upt.pop(request_id, 0)
+        balance.held_upt -= held_upt
+        self.requests[request_id].ended_at_us = row.at_us
+        if not 0 <= charged_upt <= held_upt:
+            self.violations.append(f"I4: {request_id} settled {charged_upt} of {held_upt}")
+
+    def hold_age_s(self, streams: Collection[str]) -> float:
+        """The longest time from a hold to its outcome, by the clocks of those who wrote them."""
+        ages_us = (
+            request.ended_at_us - request.held_at_us
+            for request in self.requests.values()
+            if request.account in streams
+        )
+        return max(ages_us, default=0) / 1_000_000
 
     def check(
         self,
@@ -154,30 +188,67 @@ class Books:
         """Every request has one outcome and its right charge; the sums are the balances.
 
         `said`: usage that the provider reported, by request id. Returns the requests that the
-        provider completed and nobody was charged for as reported.
+        provider completed and nobody was charged for as reported. Raises AssertionError with all
+        violations.
         """
-        for request_id, request in self.requests.items():
-            assert request.outcomes == 1, f"{request_id} has {request.outcomes} outcomes"
-            assert len(request.late) <= 1, f"{request_id} is late twice"
-            assert not request.late or request.swept, f"{request_id} is late without a sweep"
-            request.check_reported(request_id, said.get(request_id))
-        for account in accounts:
-            balance = self.balances[account.stream]
-            charged = [r for r in self.requests.values() if r.account == account.stream]
-            assert balance.granted_upt == account.granted_upt
-            assert balance.held_upt == 0, f"{account.stream} still holds {balance.held_upt}"
-            assert balance.charged_upt == sum(r.charged_upt for r in charged)
-        self._check_what_clients_saw(calls)
+        wrong = self.examine(accounts, calls, said)
+        assert not wrong, "\n".join(wrong)
         return sorted(r for r in said if r in self.requests and not self.requests[r].reported)
 
-    def _check_what_clients_saw(self, calls: Iterable[Call]) -> None:
+    def examine(
+        self,
+        accounts: Sequence[Account],
+        calls: Iterable[Call],
+        said: dict[str, dict[str, Any]],
+    ) -> list[str]:
+        """The violations, those met while reading included."""
+        wrong = list(self.violations)
+        for request_id, request in self.requests.items():
+            wrong += self._wrong_request(request_id, request, said)
+        for account in accounts:
+            wrong += self._wrong_account(account)
         for call in calls:
-            if call.ending is not Ending.ANSWERED:
-                continue
-            request = self.requests.get(call.request_id)
-            assert request is not None, f"answered without a hold: {call}"
-            assert request.reported is not None, f"answered, but not charged as reported: {call}"
-            assert format_points(request.charged_upt) == call.points, f"told another price: {call}"
+            wrong += self._wrong_answer(call)
+        return wrong
+
+    def _wrong_request(
+        self, request_id: str, request: Request, said: dict[str, dict[str, Any]]
+    ) -> Iterator[str]:
+        if request.outcomes != 1:
+            yield f"I3: {request_id} has {request.outcomes} outcomes"
+        if len(request.late) > 1:
+            yield f"I3: {request_id} is late twice"
+        if request.late and not request.swept:
+            yield f"I3: {request_id} is late without a sweep"
+        fault = request.wrong_charge(said.get(request_id))
+        if fault is not None:
+            yield f"I13: {request_id}: {fault}"
+        if request_id in said and request.reported is None and not request.troubled:
+            yield f"I12: {request_id} was reported, and charged otherwise without a reason"
+
+    def _wrong_account(self, account: Account) -> Iterator[str]:
+        balance = self.balances[account.stream]
+        charged = [r for r in self.requests.values() if r.account == account.stream]
+        if balance.granted_upt != account.granted_upt:
+            yield f"I1: {account.stream} has {balance.granted_upt}, not {account.granted_upt}"
+        if balance.held_upt != 0:
+            yield f"I12: {account.stream} still holds {balance.held_upt}"
+        if balance.charged_upt != sum(r.charged_upt for r in charged):
+            yield f"I1: {account.stream} was charged otherwise than its requests"
+
+    def _wrong_answer(self, call: Call) -> Iterator[str]:
+        """What a client was told is what the log says."""
+        request = self.requests.get(call.request_id)
+        if call.returned is Returned.FAIL and request is not None and request.charged_upt:
+            yield f"I12: refused, and charged {request.charged_upt}: {call}"
+        if call.ending is not Ending.ANSWERED:
+            return
+        if request is None:
+            yield f"I12: answered without a hold: {call}"
+        elif request.reported is None:
+            yield f"I13: answered, but not charged as reported: {call}"
+        elif format_points(MicroPoints(request.charged_upt)) != call.points:
+            yield f"I13: told another price: {call}"
 
 
 async def read_books(database_url: str) -> Books:

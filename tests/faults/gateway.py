@@ -174,8 +174,9 @@ class Gateway:
         task.add_done_callback(self._tasks.discard)
         self._writers.add(writer)
         try:
-            await self._passable.wait()
-            with contextlib.suppress(OSError):
+            # Cancelled by `cut` alone; asyncio's streams complain of handlers that end so.
+            with contextlib.suppress(OSError, asyncio.CancelledError):
+                await self._passable.wait()
                 await self._join(reader, writer)
         finally:
             self._writers.discard(writer)

@@ -11,9 +11,11 @@ from types import TracebackType
 
 import httpx
 
+from schemas.errors import SettlementPending
 from tests.faults.site import Account, streamed_call, whole_call
 
 CALL_TIMEOUT_S = 40.0
+REFUSED_PAUSE_S = 0.05
 
 
 class Ending(StrEnum):
@@ -27,11 +29,26 @@ class Ending(StrEnum):
     """The connection went away, or was never made."""
 
 
+class Returned(StrEnum):
+    OK = "ok"
+    FAIL = "fail"
+    """It did not happen: nothing may be charged."""
+    UNKNOWN = "unknown"
+    """The client cannot tell: charged by the settlement rule, or not at all."""
+
+
+NEVER_SENT = ("ConnectError", "ConnectTimeout", "PoolTimeout")
+
+
 class Call:
     """One call as its client saw it."""
 
-    def __init__(self, account: Account, model: str, *, streamed: bool) -> None:
+    def __init__(
+        self, account: Account, model: str, *, streamed: bool, command: str = ""
+    ) -> None:
+        """`command`: its Idempotency-Key; none where empty."""
         self.account = account
+        self.command = command
         self.model = model
         self.streamed = streamed
         self.ending = Ending.OPEN
@@ -42,6 +59,19 @@ class Call:
         self.code = ""
         """The error's code, where one came."""
         self.trouble = ""
+        self.began_s = 0.0
+        self.ended_s = 0.0
+
+    @property
+    def returned(self) -> Returned:
+        """What its client knows of it."""
+        if self.ending is Ending.ANSWERED:
+            return Returned.OK
+        if self.ending is Ending.REFUSED and self.code != SettlementPending.code:
+            return Returned.FAIL
+        if self.trouble in NEVER_SENT:
+            return Returned.FAIL
+        return Returned.UNKNOWN
 
     def __repr__(self) -> str:
         kind = "streamed" if self.streamed else "whole"
@@ -51,7 +81,11 @@ class Call:
     async def make(self, client: httpx.AsyncClient, url: str) -> None:
         body = streamed_call(self.model) if self.streamed else whole_call(self.model)
         headers = {"authorization": f"Bearer {self.account.key}"}
+        if self.command:
+            headers["idempotency-key"] = self.command
         address = f"{url}/v1/chat/completions"
+        loop = asyncio.get_running_loop()
+        self.began_s = loop.time()
         try:
             async with client.stream("POST", address, json=body, headers=headers) as answer:
                 self.status = answer.status_code
@@ -60,6 +94,8 @@ class Call:
         except httpx.HTTPError as error:
             self.ending = Ending.BROKEN
             self.trouble = type(error).__name__
+        finally:
+            self.ended_s = loop.time()
 
     async def _read(self, answer: httpx.Response) -> None:
         if answer.status_code != 200:
@@ -91,7 +127,7 @@ class Load:
 
     def __init__(
         self,
-        url: str,
+        urls: str | Sequence[str],
         accounts: Sequence[Account],
         models: Sequence[str],
         chance: Random,
@@ -104,7 +140,9 @@ class Load:
         self.up = asyncio.Event()
         self.up.set()
         self.on_start: Callable[[], None] = _nothing
-        self._url = url
+        self.tell: Callable[[str, Call], None] = _tell_nobody
+        """Called when a call is an `invoke`, and when it has its `return`."""
+        self._urls = (urls,) if isinstance(urls, str) else tuple(urls)
         self._accounts = accounts
         self._models = models
         self._chance = chance
@@ -150,6 +188,18 @@ class Load:
     def ended(self, ending: Ending) -> list[Call]:
         return [call for call in self.calls if call.ending is ending]
 
+    async def until_served(self, since_s: float, timeout_s: float = 60) -> None:
+        """Waits for an answer to a call that began after `since_s` (of the event loop's clock)."""
+
+        def served() -> bool:
+            return any(
+                call.ending is Ending.ANSWERED and call.began_s >= since_s
+                for call in reversed(self.calls[-4 * self._width :])
+            )
+
+        async with asyncio.timeout(timeout_s), self._changed:
+            await self._changed.wait_for(served)
+
     async def until_answered(self, count: int, timeout_s: float = 30) -> None:
         """Waits for so many more answers."""
         wanted = len(self.ended(Ending.ANSWERED)) + count
@@ -174,16 +224,22 @@ class Load:
             self.calls.append(call)
             self.in_flight.add(call)
             self.on_start()
+            self.tell("invoke", call)
             try:
-                await call.make(self._client, self._url)
+                await call.make(self._client, self._chance.choice(self._urls))
             finally:
                 self.in_flight.discard(call)
+                self.tell("return", call)
             async with self._changed:
                 self._changed.notify_all()
             if call.ending in (Ending.BROKEN, Ending.REFUSED) or self._pause_s:
                 # Refused again and again, a caller must not keep everybody else from running.
-                await asyncio.sleep(max(self._pause_s, 0.02))
+                await asyncio.sleep(max(self._pause_s, REFUSED_PAUSE_S))
 
 
 def _nothing() -> None:
     """For whoever does not want to know."""
+
+
+def _tell_nobody(what: str, call: Call) -> None:
+    del what, call

@@ -38,8 +38,18 @@ def free_port() -> int:
 class Role:
     """One process of the command line. Its port and its data folder outlive it."""
 
-    def __init__(self, name: str, folder: Path, environment: dict[str, str]) -> None:
+    def __init__(
+        self,
+        name: str,
+        folder: Path,
+        environment: dict[str, str],
+        *,
+        code: Path = ROOT,
+        module: str = "backend.cli",
+    ) -> None:
+        """`code`: the tree it runs, this one unless told; `module`: what starts it."""
         self.name = name
+        self._module = module
         self.folder = folder
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -47,7 +57,7 @@ class Role:
         self.log_path = folder / f"{name}.log"
         self._environment = {
             "PATH": os.environ["PATH"],
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": str(code),
             "SUANPAN_DATA_DIR": str(self.data_dir),
             "EMBEDDED_PLACE": str(folder / "place"),
             "PORT": str(self.port),
@@ -71,7 +81,7 @@ class Role:
         self.folder.mkdir(exist_ok=True)
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "backend.cli", self.name],
+                [sys.executable, "-m", self._module, self.name],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

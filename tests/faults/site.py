@@ -6,6 +6,7 @@ The provider lives in the test's own process, so that it outlives whatever is ki
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,6 +32,8 @@ PRICES: dict[str, Price] = {
     "long": PerToken(input_npt=30_001, output_npt=70_007),
     "gated": PER_TOKEN,
     "flat": PerCall(call_npt=1_000_003),
+    "victim": PER_TOKEN,
+    "odd": PER_TOKEN,
 }
 _USAGE = {"prompt_tokens": 9, "completion_tokens": 3}
 SCRIPTS = {
@@ -39,6 +42,9 @@ SCRIPTS = {
     "long": Script(usage=_USAGE, usage_varies=True, texts=("word ",) * 20, chunk_delay_s=0.015),
     "gated": Script(usage=_USAGE, usage_varies=True, gated=True),
     "flat": Script(usage=_USAGE, usage_varies=True, first_byte_delay_s=0.02),
+    # Called by faults alone, never by the load: what comes to it can be told apart.
+    "victim": Script(usage=_USAGE, usage_varies=True, first_byte_delay_s=0.1),
+    "odd": Script(usage=_USAGE, usage_varies=True),
 }
 LOAD_MODELS = ("quick", "late-head", "long", "flat")
 KNOWN_TIMEOUT_S = 10.0
@@ -63,19 +69,31 @@ async def open_accounts(
     environment: dict[str, str], upstream_url: str, points: tuple[int, ...] = (PLENTY,)
 ) -> tuple[Account, ...]:
     """Sets prices, adds the channel and opens one account per number of points."""
+    await stock_catalogue(environment, upstream_url)
+    return await open_people(environment, tuple(amount * UPT_PER_POINT for amount in points))
+
+
+async def stock_catalogue(environment: dict[str, str], upstream_url: str) -> None:
+    """Prices for all models, and one channel."""
     async with open_site(load_settings(environment)) as site:
         for model, price in PRICES.items():
             await site.catalog.set_price(model, price)
         channel = ChannelSettings("fake", "openai", upstream_url, tuple(PRICES))
         await site.opening.add_channel(channel, "sk-upstream")
-        made: list[Account] = []
-        for number, amount in enumerate(points):
-            opened = await site.opening.open_person(f"person {number}", None)
-            granted_upt = MicroPoints(amount * UPT_PER_POINT)
-            asked = GrantAsked(opened.person, granted_upt, "for the test")
+
+
+async def open_people(
+    environment: dict[str, str], amounts_upt: tuple[int, ...]
+) -> tuple[Account, ...]:
+    """One person with an account and a key per amount."""
+    made: list[Account] = []
+    async with open_site(load_settings(environment)) as site:
+        for amount_upt in amounts_upt:
+            opened = await site.opening.open_person(f"person {secrets.token_hex(6)}", None)
+            asked = GrantAsked(opened.person, MicroPoints(amount_upt), "for the test")
             await site.grants.grant(asked, actor="test")
             key = await site.identity.create_key(opened.person, KeyAsked())
-            made.append(Account(account_stream(opened.person), key.text, granted_upt))
+            made.append(Account(account_stream(opened.person), key.text, amount_upt))
     return tuple(made)
 
 

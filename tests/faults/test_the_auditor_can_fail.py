@@ -120,11 +120,27 @@ def test_an_answer_without_a_reported_charge_is_found() -> None:
 
 
 def test_a_balance_below_zero_on_the_way_is_found() -> None:
-    with pytest.raises(AssertionError, match="below zero at version 4"):
-        books_of([held(new_request(), 3_000), held(new_request(), 3_000), granted(9_000)])
+    books = books_of([held(new_request(), 3_000), held(new_request(), 3_000), granted(9_000)])
+    assert books.violations == [f"I2: {STREAM} is below zero at version 4"]
 
 
 def test_a_missing_version_is_found() -> None:
     books = books_of([])
-    with pytest.raises(AssertionError, match="gap before 4"):
-        books.take(row(4, granted(1)))
+    books.take(row(4, granted(1)))
+    assert books.violations == [f"I7: {STREAM} has a gap before 4"]
+
+
+def test_a_charge_for_a_call_that_was_refused_is_found() -> None:
+    request = new_request()
+    books = books_of([held(request, 2_000), settled(request, COST_UPT)])
+    call = Call(ACCOUNT, "quick", streamed=False)
+    call.ending, call.request_id, call.code = Ending.REFUSED, request, "service_unavailable"
+    with pytest.raises(AssertionError, match="refused, and charged 1600"):
+        books.check([ACCOUNT], [call], {request: SAID})
+
+
+def test_a_report_that_was_dropped_without_a_reason_is_found() -> None:
+    request = new_request()
+    books = books_of([held(request, 2_000), settled(request, COST_UPT, Basis.COUNTED)])
+    with pytest.raises(AssertionError, match="charged otherwise without a reason"):
+        books.check([ACCOUNT], [], {request: SAID})

@@ -16,6 +16,7 @@ from backend.catalog.view import CatalogView
 from backend.folds import ALL_FOLDS
 from backend.grants import Grants
 from backend.identity.key_view import KeyView
+from backend.identity.person_view import PersonView
 from backend.identity.service import Identity
 from backend.journal.view import StateView
 from backend.journal.wake import LogWatch
@@ -23,11 +24,12 @@ from backend.journal.writer import Writer
 from backend.kit.clock import SystemClock, SystemRandomness
 from backend.kit.postgres import Pool, fetch_one, make_pool
 from backend.kit.secrets import SiteSecret
-from backend.opening import Opening
+from backend.opening import FirstPoints, Opening
 from schemas.event import START, Position
 from tests.conftest import Database
 
 SECRET_TEXT = "q9Zr1Vx7Lw3Tn5Kp8Hd2Gs6Fb4Jc0Ym+"
+NOTHING_FIRST = FirstPoints()
 NEWEST = """
 SELECT epoch, xid::text::bigint, seq FROM event_log
 ORDER BY epoch DESC, event_log.xid DESC, seq DESC LIMIT 1
@@ -47,23 +49,26 @@ class Process(msgspec.Struct):
     grants: Grants
     watch: LogWatch
     keys: KeyView
+    people: PersonView
     channels: CatalogView
     view: StateView
 
 
 @asynccontextmanager
-async def process_of(database_url: str, secret: str = SECRET_TEXT) -> AsyncGenerator[Process]:
+async def process_of(
+    database_url: str, secret: str = SECRET_TEXT, points: FirstPoints = NOTHING_FIRST
+) -> AsyncGenerator[Process]:
     """A process with its own writer and views; the view is loaded but does not tail by itself."""
     clock, randomness, site_secret = SystemClock(), SystemRandomness(), SiteSecret(secret)
     watch = LogWatch(database_url)
     watch.start()
     writer = Writer(database_url, ALL_FOLDS, clock, randomness, watch)
     writer.start()
-    keys, channels = KeyView(site_secret), CatalogView(site_secret)
+    keys, people, channels = KeyView(site_secret), PersonView(), CatalogView(site_secret)
     async with make_pool(database_url, application="test", size_max=4) as pool:
         identity = Identity(writer, pool, site_secret, clock, randomness)
         catalog = Catalog(writer, pool, site_secret, randomness)
-        view = StateView(pool, watch, ALL_FOLDS, clock, randomness, (keys, channels))
+        view = StateView(pool, watch, ALL_FOLDS, clock, randomness, (keys, people, channels))
         await view.load()
         try:
             yield Process(
@@ -72,10 +77,11 @@ async def process_of(database_url: str, secret: str = SECRET_TEXT) -> AsyncGener
                 secret=site_secret,
                 identity=identity,
                 catalog=catalog,
-                opening=Opening(writer, identity, catalog, randomness),
+                opening=Opening(writer, identity, catalog, randomness, points),
                 grants=Grants(writer, pool, identity, site_secret),
                 watch=watch,
                 keys=keys,
+                people=people,
                 channels=channels,
                 view=view,
             )

@@ -31,7 +31,7 @@ async def test_an_empty_site_is_sound(database: Any) -> None:
 async def test_the_report_has_the_shape_that_scripts_expect(database: Any) -> None:
     await make_history(database.app_url)
     report = msgspec.json.decode(msgspec.json.encode(await audited(database.app_url)))
-    assert list(report) == ["ok", "events", "streams", "checks", "digest", "position"]
+    assert list(report) == ["ok", "events", "streams", "checks", "digest", "position", "coverage"]
     assert [check["id"] for check in report["checks"]] == list(CHECKS)
     assert report["checks"][0] == {"id": "chain", "ok": True, "violations": 0, "first": None}
     assert set(report["position"]) == {"epoch", "xid", "seq"}

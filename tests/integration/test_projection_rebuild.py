@@ -21,11 +21,10 @@ from backend.journal.writer import Writer
 from backend.kit.clock import SystemClock, SystemRandomness
 from backend.kit.postgres import Pool
 from backend.ledger.account import ACCOUNT
+from backend.ledger.admission import HoldAsked, decide_hold
 from backend.ledger.decide import (
-    HoldAsked,
     SettleAsked,
     decide_grant,
-    decide_hold,
     decide_open,
     decide_release,
     decide_settle,
@@ -45,6 +44,7 @@ from schemas.event import EVENT_TOPICS, LEDGER, SHARDS, START
 from schemas.ids import outcome_command_id
 from schemas.ledger import AccountOpened, GrantKind, ReleaseReason, Served
 from schemas.prices import PerCall, PriceRef
+from schemas.relay import KeyTerms
 from schemas.usage import Basis, Usage
 from tests.integration.projection_ground import (
     CLOCK,
@@ -95,7 +95,9 @@ class Traffic:
     async def call(self, stream: str, *, released: bool) -> None:
         request = self.writer.new_id()
         name = str(request)
-        asked = HoldAsked(name, "relay.chat", 1, "gpt", PRICE, REF, False, 100, None, 1, (7,), 30)
+        asked = HoldAsked(
+            name, "relay.chat", KeyTerms(1), "gpt", PRICE, REF, False, 100, None, 1, (7,), 30
+        )
         await self._do(
             stream,
             lambda s, at: decide_hold(s[0].state, s[0].version, asked, at),

@@ -195,6 +195,8 @@ async def test_a_seal_that_was_tampered_with_is_named(
 async def test_seals_of_another_log_are_named(sealed: Any, server: Any, tmp_path: Path) -> None:
     other = server.fresh()
     try:
+        # Databases of these tests are copies of one, and so are their sites.
+        tamper(other.superuser_url, "UPDATE site SET site_id = gen_random_uuid()")
         await make_history(other.app_url)
         assert await first_of(await audited(other.app_url, tmp_path)) == ("seals", 1)
     finally:

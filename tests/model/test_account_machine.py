@@ -18,10 +18,10 @@ from hypothesis.stateful import (
 
 from backend.journal.commands import Command, Decision, LeaseSweep, Refuse
 from backend.ledger.account import ACCOUNT, Account
+from backend.ledger.admission import decide_hold
 from backend.ledger.decide import (
     decide_extend,
     decide_grant,
-    decide_hold,
     decide_late,
     decide_open,
     decide_release,

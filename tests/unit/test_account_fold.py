@@ -65,7 +65,7 @@ def refused() -> RequestRefused:
 def test_a_hold_takes_from_available_and_leaves_posted() -> None:
     state = with_upt(100, held_event(A, 30))
     assert (state.posted_upt, state.held_upt, state.available_upt) == (100, 30, 70)
-    assert state.holds == {A: Hold(30, MODEL, 1, 100, AT_US)}
+    assert state.holds == {A: Hold(30, MODEL, 1, 100, AT_US, KeyId(1))}
 
 
 def test_a_settle_charges_and_gives_the_rest_back() -> None:
@@ -156,6 +156,7 @@ def test_a_state_has_one_stored_form() -> None:
     assert ACCOUNT.encode(ACCOUNT.decode(stored)) == stored
     assert stored == (
         b'{"person":1,"issued_upt":100,"held_upt":33,'
-        b'"holds":{"b":[32,"model",1,100,1700000000000000],"a":[1,"model",1,100,1700000000000000]}}'
+        b'"holds":{"b":[32,"model",1,100,1700000000000000,1,{},null,null],'
+        b'"a":[1,"model",1,100,1700000000000000,1,{},null,null]}}'
     )
     assert ACCOUNT.encode(Account()) == b"{}"

@@ -9,21 +9,16 @@ import pytest
 
 from backend.journal.commands import Accept, Decision, LeaseClose, LeaseOpen, LeaseSweep, Refuse
 from backend.ledger.account import HOUR_US, REFUSALS_PER_HOUR, Account
+from backend.ledger.admission import OUTPUT_HELD_MAX, decide_hold
 from backend.ledger.decide import (
-    OUTPUT_HELD_MAX,
-    AlreadyOpen,
-    MissingPoints,
-    NoSuchAccount,
-    NoSuchHold,
-    TooMuch,
     decide_extend,
     decide_grant,
-    decide_hold,
     decide_late,
     decide_open,
     decide_release,
     decide_settle,
 )
+from backend.ledger.refusals import AlreadyOpen, MissingPoints, NoSuchAccount, NoSuchHold, TooMuch
 from schemas.ids import PersonId, RequestId
 from schemas.ledger import (
     AccountOpened,
@@ -136,7 +131,7 @@ def test_the_minimum_lets_in_and_one_micro_point_less_does_not() -> None:
     assert isinstance(events_of(decide_hold(with_upt(300_000), 2, asked, AT_US))[0], PointsHeld)
     event = events_of(decide_hold(with_upt(299_999), 2, asked, AT_US))[0]
     assert event == RequestRefused(
-        R, RefusalReason.INSUFFICIENT_POINTS, asked.key, asked.model, REF, MicroPoints(1)
+        R, RefusalReason.INSUFFICIENT_POINTS, asked.key.key, asked.model, REF, MicroPoints(1)
     )
 
 

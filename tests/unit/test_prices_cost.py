@@ -8,8 +8,16 @@ from math import ceil
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backend.ledger.decide import affordable_output, hold_bound_upt
-from schemas.prices import Free, PerCall, PerToken, Price, cost_of, minimum_upt
+from schemas.prices import (
+    Free,
+    PerCall,
+    PerToken,
+    Price,
+    affordable_output,
+    bound_upt,
+    cost_of,
+    minimum_upt,
+)
 from schemas.usage import Usage
 
 NPT = st.integers(0, 10**8)
@@ -90,7 +98,7 @@ def test_no_usage_within_its_bounds_costs_more_than_the_hold_bound(
         cache_write=written,
         output=data.draw(st.integers(0, output_bound)),
     )
-    assert cost_of(price, usage) <= hold_bound_upt(price, input_bound, output_bound)
+    assert cost_of(price, usage) <= bound_upt(price, input_bound, output_bound)
 
 
 @given(PER_TOKEN, st.integers(0, 10**12), st.integers(0, 100_000))
@@ -101,10 +109,10 @@ def test_affordable_output_is_the_most_that_available_points_pay_for(
     if output is None:
         assert price.output_npt == 0
     elif output > 0:
-        assert hold_bound_upt(price, input_bound, output) <= available_upt
-        assert hold_bound_upt(price, input_bound, output + 1) > available_upt
+        assert bound_upt(price, input_bound, output) <= available_upt
+        assert bound_upt(price, input_bound, output + 1) > available_upt
     else:
-        assert hold_bound_upt(price, input_bound, 1) > available_upt
+        assert bound_upt(price, input_bound, 1) > available_upt
 
 
 def test_output_that_costs_nothing_is_unlimited() -> None:

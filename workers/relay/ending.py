@@ -64,6 +64,8 @@ class Ending:
     async def _settle(
         self, run: Run, usage: Usage, basis: Basis, status: int, error: str | None
     ) -> Charged:
+        if run.call.meter is not None:
+            run.call.meter.used(usage)
         asked = SettleAsked(
             request_id=run.call.request_id,
             usage=usage,
@@ -71,6 +73,8 @@ class Ending:
             price=run.offer.price,
             price_ref=run.offer.price_ref,
             served=run.served(status, self._clock.monotonic_s(), error),
+            terms=run.terms,
+            plan=run.plan,
         )
         try:
             return await self._points.settle(run.call.account, asked)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
 
 import msgspec
 
 from backend.kit.outbound import Transport
 from schemas.ids import ChannelId
+from schemas.plans import OfferedGroup, OfferedPlan
 from schemas.prices import Price, PriceRef
 from workers.providers.openai import ChannelTarget
 
@@ -31,6 +33,16 @@ class Offer(msgspec.Struct, frozen=True):
 
 
 class Offers(Protocol):
+    @property
+    def plans(self) -> Mapping[int, OfferedPlan]:
+        """By level."""
+        ...
+
+    @property
+    def groups(self) -> Mapping[str, OfferedGroup]:
+        """By name; a group that was never defined is not in it."""
+        ...
+
     def offer(self, model: str) -> Offer | None:
         """None for a model without a price or without an enabled channel."""
         ...

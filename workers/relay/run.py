@@ -7,12 +7,13 @@ from typing import Final
 import msgspec
 
 from backend.kit.tokenizer import Tokenizer
-from backend.ledger.decide import affordable_output
 from backend.ledger.leases import Progress
 from backend.ledger.points import Held
 from schemas.chat import Delta, text_of_input
 from schemas.ids import ChannelId
 from schemas.ledger import Served
+from schemas.plans import PlanUse
+from schemas.prices import PLAIN_TERMS, affordable_output, bound_upt
 from schemas.relay import RelayCall
 from schemas.usage import Usage
 from workers.relay.ports import Offer, OfferedChannel
@@ -32,6 +33,8 @@ class Run:
         self.order: Final = order
         self.started_s: Final = started_s
         self.held_upt = 0
+        self.terms = PLAIN_TERMS
+        self.plan: PlanUse | None = None
         self.output_limit: int | None = None
         """What the provider is told where the client's own limit cannot be paid for."""
         self.attempts = 0
@@ -39,8 +42,6 @@ class Run:
         self.first_token_s: float | None = None
         self.usage: Usage | None = None
         self.left_before_token = False
-        self.passed_on = False
-        """Bytes of an answer went to the client: from then on no other channel is tried."""
         self.passed_on = False
         """Something of an answer went to the client: no other channel may be tried."""
         self._texts: list[str] = []
@@ -51,6 +52,22 @@ class Run:
 
     def admitted(self, held: Held) -> None:
         self.held_upt = held.amount_upt
+        self.terms = held.terms
+        self.plan = held.plan
+        if self.call.meter is not None:
+            self.call.meter.held(held.group)
+
+    def affordable_output(self, available_upt: int, input_tokens: int) -> int | None:
+        """Output tokens that so much pays for after the input; None: any number."""
+        if self.plan is not None:
+            return None
+        return affordable_output(self.offer.price, available_upt, input_tokens, self.terms)
+
+    def bound_upt(self, input_tokens: int, output_tokens: int) -> int:
+        """What so many tokens can cost at most."""
+        if self.plan is not None:
+            return 0
+        return bound_upt(self.offer.price, input_tokens, output_tokens, self.terms)
 
     @property
     def begun(self) -> bool:
@@ -85,7 +102,7 @@ class Run:
         """Output tokens that the hold pays for; None: the price does not depend on them."""
         bound = self.call.request.input_bound
         known = bound if self._counted_input is None else self._counted_input
-        return affordable_output(self.offer.price, self.held_upt, known)
+        return self.affordable_output(self.held_upt, known)
 
     async def count(self, tokenizer: Tokenizer) -> Usage:
         """Exact counts of input and received output by our tokenizer, off the event loop."""
@@ -128,12 +145,14 @@ class Run:
         """For the lease: what a sweep needs should this process die."""
         usage = self.usage or Usage(input=self.input_tokens, output=self.output_estimate)
         return Progress(
-            input=usage.input + usage.cache_write,
+            input=usage.input,
             output=usage.output,
             begun=self.begun,
             channel=None if self.channel is None else self.channel.channel,
             upstream_model=self.upstream_model,
             cached_input=usage.cached_input,
+            cache_write=usage.cache_write,
+            cache_write_1h=usage.cache_write_1h,
         )
 
     def served(self, status: int, now_s: float, error: str | None = None) -> Served:

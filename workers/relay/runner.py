@@ -13,12 +13,7 @@ from msgspec.structs import replace
 from backend.kit.clock import Clock
 from backend.kit.outbound import TransportError
 from backend.kit.tokenizer import Tokenizer
-from backend.ledger.decide import (
-    OUTPUT_HELD_MAX,
-    HoldAsked,
-    affordable_output,
-    hold_bound_upt,
-)
+from backend.ledger.admission import OUTPUT_HELD_MAX, HoldAsked
 from backend.ledger.leases import LeaseKeeper
 from backend.ledger.points import Points, insufficient
 from schemas.chat import UpstreamProblem
@@ -136,7 +131,7 @@ class RelayRunner:
         return WholeAnswer(body, format_points(charged.amount_upt))
 
     async def _admit(self, call: RelayCall) -> Run:
-        """Holds the points. Raises ModelNotFound, InsufficientPoints, Unavailable."""
+        """Holds the points, or a plan's call. Raises what `Points.hold` does; ModelNotFound."""
         request = call.request
         offer = self._offers.offer(request.model)
         if offer is None:
@@ -156,6 +151,9 @@ class RelayRunner:
             choices=request.n,
             channels=run.order,
             lease_s=self._leases.lease_s,
+            concurrency=call.concurrency,
+            plans=self._offers.plans,
+            groups=self._offers.groups,
         )
         held = await self._points.hold(call.account, asked, call.command_id, call.body_hash)
         run.admitted(held)
@@ -165,19 +163,19 @@ class RelayRunner:
 
     async def _payable_output(self, run: Run, reach_upt: int) -> int | None:
         """The limit to send upstream where the client's own cannot be paid for; else None."""
-        request, price = run.call.request, run.offer.price
+        request = run.call.request
         wanted = (request.output_limit or OUTPUT_CEILING) * request.n
-        payable = affordable_output(price, reach_upt, request.input_bound)
+        payable = run.affordable_output(reach_upt, request.input_bound)
         if payable is None or payable >= wanted:
             return None
         if request.output_limit is None and payable >= OUTPUT_HELD_MAX * request.n:
             return payable // request.n  # plenty for any answer: not worth counting the input
         counted = await run.count(self._tokenizer)
-        payable = affordable_output(price, reach_upt, counted.input)
+        payable = run.affordable_output(reach_upt, counted.input)
         if payable is None or payable >= wanted:
             return None
         if payable < request.n:
-            missing_upt = hold_bound_upt(price, counted.input, request.n) - reach_upt
+            missing_upt = run.bound_upt(counted.input, request.n) - reach_upt
             reason = ReleaseReason.UNAFFORDABLE
             await self._ending.release(run, reason, 402, "insufficient_quota")
             raise insufficient(max(1, missing_upt))

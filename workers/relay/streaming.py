@@ -11,7 +11,6 @@ from typing import Final
 from backend.kit.clock import Clock
 from backend.kit.outbound import TransportError, UpstreamAnswer
 from backend.kit.tokenizer import Tokenizer
-from backend.ledger.decide import hold_bound_upt
 from backend.ledger.points import Points
 from schemas.chat import ProblemClass, UpstreamProblem
 from schemas.errors import SuanpanError, Unavailable
@@ -168,7 +167,7 @@ class Streaming:
 
     async def _extend(self, run: Run) -> None:
         """Holds more for a long answer; where nothing is left, counts exactly before cutting."""
-        step_upt = hold_bound_upt(run.offer.price, 0, EXTEND_TOKENS * run.call.request.n)
+        step_upt = run.bound_upt(0, EXTEND_TOKENS * run.call.request.n)
         call = run.call
         try:
             run.held_upt += await self._points.extend(call.account, call.request_id, step_upt)

@@ -8,17 +8,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine
 from hashlib import sha256
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 from uuid import UUID
 
 import structlog
 from litestar.types import Receive, Scope, Send
+from msgspec.structs import replace
 
 from backend.http.body import read_body
 from backend.http.metrics import RelayMetrics
 from backend.http.relay.callers import Callers, CatchUp
 from backend.http.relay.client import AsgiClientStream
 from backend.http.relay.errors import error_answer, internal_answer, json_headers
+from backend.http.relay.gate import Admission, RateGate
 from backend.identity.key_view import KeyEntry
 from backend.kit.clock import Clock, Randomness
 from backend.kit.postgres import DatabaseError, unavailable
@@ -31,6 +33,8 @@ from schemas.relay import ChatRelay, RelayCall, WholeAnswer
 
 ROUTE: Final = "/v1/chat/completions"
 IDEMPOTENCY_KEY_MAX: Final = 255
+
+_T = TypeVar("_T")
 
 _log = structlog.get_logger("http.relay")
 
@@ -71,6 +75,7 @@ class ChatFront:
         callers: Callers,
         catch_up: CatchUp,
         models: Models,
+        gate: RateGate,
         relay: ChatRelay,
         points: Points,
         clock: Clock,
@@ -81,6 +86,7 @@ class ChatFront:
         self._callers: Final = callers
         self._catch_up: Final = catch_up
         self._models: Final = models
+        self._gate: Final = gate
         self._relay: Final = relay
         self._points: Final = points
         self._clock: Final = clock
@@ -109,16 +115,21 @@ class ChatFront:
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send, request_uuid: UUID) -> int:
         headers: list[tuple[bytes, bytes]] = scope["headers"]  # type: ignore[assignment]
-        entry = await self._callers.of(headers)
+        entry = await self._callers.of(headers, client=scope)
         body = await read_body(headers, receive, self._body_bytes_max)
         request = parse_chat_request(body)
         await self._check_model(entry, request.model)
         call = await self._call(headers, entry, request, request_uuid, body)
+        admission = await self._gate.admit(entry, request)
+        if admission is not None:
+            call = replace(call, meter=admission)
         if request.streamed:
-            return await self._stream(call, receive, send)
-        whole: WholeAnswer = await asyncio.shield(self.calls.run(self._relay.answer(call)))
+            return await self._stream(call, admission, receive, send)
+        running = self.calls.run(_metered(self._relay.answer(call), admission))
+        whole: WholeAnswer = await asyncio.shield(running)
         answer_headers = json_headers(whole.body, call.request_id)
         answer_headers.append((b"x-suanpan-points", whole.points.encode()))
+        answer_headers += _rates_of(admission)
         await _send_whole(send, 200, answer_headers, whole.body)
         return 200
 
@@ -128,9 +139,11 @@ class ChatFront:
         if not entry.allows(model) or not self._models.available(model):
             raise ModelNotFound(f"The model `{model}` does not exist or your key may not use it.")
 
-    async def _stream(self, call: RelayCall, receive: Receive, send: Send) -> int:
-        client = AsgiClientStream(send, call.request_id)
-        task = self.calls.run(self._relay.stream(call, client))
+    async def _stream(
+        self, call: RelayCall, admission: Admission | None, receive: Receive, send: Send
+    ) -> int:
+        client = AsgiClientStream(send, call.request_id, _rates_of(admission))
+        task = self.calls.run(_metered(self._relay.stream(call, client), admission))
         watcher = asyncio.get_running_loop().create_task(client.watch(receive))
         try:
             await asyncio.wait((task,))
@@ -152,14 +165,28 @@ class ChatFront:
         body: bytes,
     ) -> RelayCall:
         request_id = RequestId(str(request_uuid))
+        terms, at_once = self._gate.terms(entry), self._gate.at_once(entry)
         key = next((value for name, value in headers if name == b"idempotency-key"), None)
         if key is None:
-            return RelayCall(request_id, entry.account, entry.key, request, request_uuid)
+            return RelayCall(request_id, entry.account, terms, request, request_uuid, b"", at_once)
         if not 0 < len(key) <= IDEMPOTENCY_KEY_MAX:
             raise BadRequest(f"Idempotency-Key must have 1 to {IDEMPOTENCY_KEY_MAX} characters.")
         command_id = await self._points.free_command_id(entry.account, ROUTE, key.decode("latin-1"))
         digest = sha256(body).digest()
-        return RelayCall(request_id, entry.account, entry.key, request, command_id, digest)
+        return RelayCall(request_id, entry.account, terms, request, command_id, digest, at_once)
+
+
+async def _metered(call: Coroutine[Any, Any, _T], admission: Admission | None) -> _T:
+    """A call until it is over, whoever still waits for it; then it counts as under way no more."""
+    try:
+        return await call
+    finally:
+        if admission is not None:
+            admission.end()
+
+
+def _rates_of(admission: Admission | None) -> list[tuple[bytes, bytes]]:
+    return [] if admission is None else admission.headers()
 
 
 async def _status_of(task: asyncio.Task[None], client: AsgiClientStream, request_id: str) -> int:

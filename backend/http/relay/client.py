@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from litestar.types import HTTPResponseStartEvent, Receive, Send
@@ -15,8 +15,12 @@ SEND_TIMEOUT_S: Final = 60.0
 class AsgiClientStream:
     """Implements `schemas.relay.ClientStream`."""
 
-    def __init__(self, send: Send, request_id: str) -> None:
+    def __init__(
+        self, send: Send, request_id: str, headers: Sequence[tuple[bytes, bytes]] = ()
+    ) -> None:
+        """`headers` go out with the head, beside our own."""
         self._send: Final = send
+        self._headers: Final = headers
         self._request_id: Final = request_id
         self._on_left: Callable[[], None] | None = None
         self._ended = False
@@ -75,5 +79,6 @@ class AsgiClientStream:
                 (b"cache-control", b"no-cache"),
                 (b"x-accel-buffering", b"no"),
                 (b"x-request-id", self._request_id.encode()),
+                *self._headers,
             ],
         }

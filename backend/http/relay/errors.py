@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from schemas.errors import SuanpanError
+from schemas.errors import RateLimited, SuanpanError
 from schemas.openai import error_body
 
 INTERNAL_SENTENCE: Final = "Something went wrong on our side; the request id finds it in our logs."
@@ -18,6 +18,8 @@ def error_answer(
     headers = json_headers(body, request_id)
     if error.retry_after_s is not None:
         headers.append((b"retry-after", b"%d" % error.retry_after_s))
+        if isinstance(error, RateLimited) and error.limit is not None:
+            headers += rate_headers(error.limit, 0, error.retry_after_s)
     if not error.retriable:
         headers.append((b"x-should-retry", b"false"))
     if error.status == 401:
@@ -29,6 +31,15 @@ def internal_answer(request_id: str) -> tuple[int, list[tuple[bytes, bytes]], by
     """(500, headers, body) for what nobody foresaw."""
     body = error_body(sentence=INTERNAL_SENTENCE, kind="server_error", code="internal_error")
     return 500, json_headers(body, request_id), body
+
+
+def rate_headers(limit: int, left: int, reset_s: int) -> list[tuple[bytes, bytes]]:
+    """The three fields of draft-ietf-httpapi-ratelimit-headers-06 §3; the reset in seconds."""
+    return [
+        (b"ratelimit-limit", b"%d" % limit),
+        (b"ratelimit-remaining", b"%d" % left),
+        (b"ratelimit-reset", b"%d" % reset_s),
+    ]
 
 
 def json_headers(body: bytes, request_id: str) -> list[tuple[bytes, bytes]]:

@@ -1,0 +1,304 @@
+"""Makes an empty database the site again that Kafka holds: the log, its streams and wrapped keys.
+
+The site stays read-only until the last step. It makes no read model and opens nothing sealed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager
+from typing import Final, Protocol
+from uuid import UUID
+
+import msgspec
+import structlog
+
+from backend.journal.fold import Folds
+from backend.journal.importing import Importer, OpenRequests, no_open_requests, wait_for_lock
+from backend.journal.kafka_check import identity_of
+from backend.journal.keys_topic import KeyRecord, SiteRecord, read_record
+from backend.journal.publisher_place import RESTORING, Head, begin_again, lead, move
+from backend.journal.wake import NOTIFY
+from backend.kit.kafka import Record, count_records, read_topics, recorded_of
+from backend.kit.kafka_admin import KEYS_TOPIC, ClusterIdentity, partitions_of
+from backend.kit.postgres import Connection, connect, fetch_one
+from schemas.errors import SiteProblem
+from schemas.event import CATALOG, EVENT_TOPICS, IDENTITY, SHARDS, Position, Recorded
+
+FIND_SITE: Final = """
+SELECT site_id, read_only_reason, EXISTS (SELECT FROM event_log) FROM site FOR UPDATE
+"""
+BECOME: Final = "UPDATE site SET site_id = %(site_id)s, read_only_reason = %(reason)s"
+FIND_OTHERS: Final = """
+SELECT application_name FROM pg_stat_activity
+WHERE datname = current_database() AND pid <> pg_backend_pid()
+    AND application_name LIKE 'suanpan %' LIMIT 1
+"""
+DO_NOT_WAIT_FOR_DISK: Final = "SELECT set_config('synchronous_commit', %(setting)s, false)"
+KEYS_PUBLISHED: Final = "UPDATE data_keys SET published = true WHERE NOT published"
+BEGIN_EPOCH: Final = """
+UPDATE site SET epoch = %(epoch)s, read_only_reason = NULL WHERE read_only_reason = %(reason)s
+"""
+COUNT: Final = """
+SELECT (SELECT count(*) FROM event_log), (SELECT count(*) FROM streams),
+    (SELECT count(*) FROM data_keys)
+"""
+
+BATCH_RECORDS: Final = 8_000
+OTHERS_ATTEMPTS_MAX: Final = 50
+OTHERS_EVERY_S: Final = 0.1
+
+Progress = Callable[[int, int], None]
+"""`progress(done, total)`, in records."""
+
+_log = structlog.get_logger("journal.restore")
+
+
+class SealedThings(Protocol):
+    """Who can tell whether something was sealed with the secret at hand, and keeps keys."""
+
+    def opens_key(self, key: KeyRecord) -> bool: ...
+
+    def opens_event(self, row: Recorded) -> bool | None: ...
+
+    async def store(self, connection: Connection, keys: Sequence[KeyRecord]) -> int: ...
+
+
+class Restored(msgspec.Struct, frozen=True):
+    """What the database holds now. `keys_unreadable`: records that SECRET does not open."""
+
+    site_id: str
+    epoch: int
+    events: int
+    streams: int
+    data_keys: int
+    keys_unreadable: int
+
+
+class _Survey(msgspec.Struct, frozen=True):
+    """What Kafka says before anything is written. `dead`: keys that have a tombstone."""
+
+    site_id: UUID
+    identity: ClusterIdentity
+    records: int
+    dead: frozenset[tuple[int, int]]
+
+
+@asynccontextmanager
+async def restoring(
+    database_url: str, bootstrap: str, folds: Folds, sealed: SealedThings
+) -> AsyncGenerator[Restore]:
+    """A restore that nobody else can begin meanwhile, on a migrated database.
+
+    Raises SiteProblem, with nothing written, where the database has events of its own or is used,
+    or Kafka holds no site that SECRET belongs to; KafkaUnavailable; MalformedRecord; psycopg's.
+    """
+    async with await connect(database_url, application="suanpan restore") as connection:
+        await wait_for_lock(
+            connection, "a publisher is at work on this database: stop it before a restore"
+        )
+        await _expect_alone(connection)
+        await _expect_empty(connection)
+        survey = await _survey(bootstrap, sealed)
+        await _become(connection, survey.site_id)
+        yield Restore(connection, bootstrap, folds, sealed, survey)
+
+
+class Restore:
+    """`import_log`, then whatever else the site needs, then `finish`: only that opens the site."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        bootstrap: str,
+        folds: Folds,
+        sealed: SealedThings,
+        survey: _Survey,
+    ) -> None:
+        self._connection: Final = connection
+        self._bootstrap: Final = bootstrap
+        self._folds: Final = folds
+        self._sealed: Final = sealed
+        self._survey: Final = survey
+        self._heads: Final[dict[tuple[str, int], Head]] = {}
+        self._epoch_max = 0
+        self._unreadable = 0
+
+    async def import_log(
+        self, progress: Progress, open_requests: OpenRequests = no_open_requests
+    ) -> int:
+        """Imports what the table lacks, the keys last; returns how many events that were.
+
+        Raises SiteProblem naming the first record that does not verify; as `restoring`.
+        """
+        # A crash of the server loses only what the next run brings again.
+        await self._connection.execute(DO_NOT_WAIT_FOR_DISK, {"setting": "off"})
+        importer = Importer(self._connection, self._folds, self._survey.site_id)
+        try:
+            events = await self._import_events(importer, progress)
+            await importer.complete(open_requests)
+        finally:
+            await importer.abandon()
+        await self._import_keys()
+        return events
+
+    async def finish(self) -> Restored:
+        """Begins the new epoch, sets the publisher's place at Kafka's end, and opens the site."""
+        await self._connection.execute(DO_NOT_WAIT_FOR_DISK, {"setting": "on"})
+        if await identity_of(self._bootstrap) != self._survey.identity:
+            raise SiteProblem("Kafka was replaced during the restore: begin with an empty database")
+        # Above all that Kafka holds, so that every record there lies before the publisher's place.
+        epoch = self._epoch_max + 1
+        async with self._connection.transaction():
+            place = await lead(self._connection)
+            await begin_again(self._connection, place.leader_epoch, self._survey.identity)
+            end = Position(epoch, 0, 0)
+            await move(self._connection, place.leader_epoch, end, self._heads)
+            await self._connection.execute(KEYS_PUBLISHED)
+            await self._connection.execute(BEGIN_EPOCH, {"epoch": epoch, "reason": RESTORING})
+            await self._connection.execute(NOTIFY)
+        events, streams, keys = await fetch_one(self._connection, COUNT) or (0, 0, 0)
+        _log.warning("restored", epoch=epoch, events=events, streams=streams)
+        return Restored(str(self._survey.site_id), epoch, events, streams, keys, self._unreadable)
+
+    async def _import_events(self, importer: Importer, progress: Progress) -> int:
+        await importer.begin()
+        events = done = 0
+        reading = read_topics(self._bootstrap, EVENT_TOPICS, records_max=BATCH_RECORDS)
+        async with aclosing(reading) as batches:
+            async for batch in batches:
+                rows = self._read(batch)
+                events += len(await importer.take(rows))
+                done += len(batch)
+                progress(done, self._survey.records)
+        return events
+
+    def _read(self, batch: Sequence[Record]) -> list[Recorded]:
+        """The rows; what `finish` needs to know of them is remembered."""
+        rows = [recorded_of(record) for record in batch]
+        for record, row in zip(batch, rows, strict=True):
+            self._heads[record.topic, record.partition] = Head(record.offset, row.hash)
+            self._epoch_max = max(self._epoch_max, row.epoch)
+        return rows
+
+    async def _import_keys(self) -> None:
+        """After the events: who was forgotten is known by now, and a key of theirs stays away."""
+        async with aclosing(read_topics(self._bootstrap, (KEYS_TOPIC,))) as batches:
+            async for batch in batches:
+                keys = [
+                    key
+                    for key in _keys_of(batch)
+                    if key.wrapped is not None
+                    and (key.account, key.key_epoch) not in self._survey.dead
+                ]
+                async with self._connection.transaction():
+                    self._unreadable += await self._sealed.store(self._connection, keys)
+
+
+async def _expect_alone(connection: Connection) -> None:
+    """A process that runs has the site's old id in memory, and would write what forks."""
+    name = ""
+    for _ in range(OTHERS_ATTEMPTS_MAX):
+        row = await fetch_one(connection, FIND_OTHERS)
+        if row is None:
+            return
+        name = row[0]
+        await asyncio.sleep(OTHERS_EVERY_S)
+    raise SiteProblem(f"`{name}` is using this database: stop it before a restore")
+
+
+async def _expect_empty(connection: Connection) -> None:
+    async with connection.transaction():
+        row = await fetch_one(connection, FIND_SITE)
+    assert row is not None, "a migrated database has its site row"
+    if row[2] and row[1] != RESTORING:
+        raise SiteProblem(
+            "this database has events already: `suanpan recover` imports what it lacks, and a "
+            "restore needs an empty database"
+        )
+
+
+async def _become(connection: Connection, site_id: UUID) -> None:
+    """From here on the database is this site's, and read-only; a restore that was cut off goes on.
+
+    Looked at again under the row's lock.
+    """
+    async with connection.transaction():
+        row = await fetch_one(connection, FIND_SITE)
+        assert row is not None, "a migrated database has its site row"
+        if row[2] and (row[0], row[1]) != (site_id, RESTORING):
+            raise SiteProblem(
+                "this database holds a part of another site's log: restore into an empty one"
+            )
+        await connection.execute(BECOME, {"site_id": site_id, "reason": RESTORING})
+
+
+async def _survey(bootstrap: str, sealed: SealedThings) -> _Survey:
+    """Raises SiteProblem where nothing can be restored from this Kafka with this secret."""
+    await _check_partitions(bootstrap)
+    identity = await identity_of(bootstrap)
+    records = await count_records(bootstrap, EVENT_TOPICS)
+    if not records:
+        raise SiteProblem("Kafka holds no event of a site: there is nothing to restore")
+    site: SiteRecord | None = None
+    dead: set[tuple[int, int]] = set()
+    opened: bool | None = None
+    async with aclosing(read_topics(bootstrap, (KEYS_TOPIC,))) as batches:
+        async for batch in batches:
+            site = next((one for one in reversed(_sites_of(batch))), site)
+            for key in _keys_of(batch):
+                if key.wrapped is None:
+                    dead.add((key.account, key.key_epoch))
+                elif not opened:
+                    opened = sealed.opens_key(key)
+    if opened is None:
+        opened = await _opens_an_event(bootstrap, sealed)
+    if not opened:
+        raise SiteProblem(
+            "SECRET is not the one this site was made with: what Kafka holds does not open with it"
+        )
+    return _Survey(_expect_site(site), identity, records, frozenset(dead))
+
+
+async def _check_partitions(bootstrap: str) -> None:
+    wanted = (*EVENT_TOPICS, KEYS_TOPIC)
+    found = await partitions_of(bootstrap, wanted)
+    for topic in wanted:
+        if topic not in found:
+            raise SiteProblem(f"Kafka has no topic {topic}: there is no site to restore")
+        if found[topic] != SHARDS:
+            raise SiteProblem(
+                f"Kafka topic {topic} has {found[topic]} partitions where a site has {SHARDS}: "
+                "it is not as the publisher made it"
+            )
+
+
+def _expect_site(site: SiteRecord | None) -> UUID:
+    if site is None:
+        raise SiteProblem(
+            f"Kafka's {KEYS_TOPIC} does not say which site this is, as every publisher does when "
+            "it starts"
+        )
+    if site.shards != SHARDS:
+        raise SiteProblem(f"the site in Kafka has {site.shards} shards, this version {SHARDS}")
+    return site.site_id
+
+
+async def _opens_an_event(bootstrap: str, sealed: SealedThings) -> bool:
+    """For a log without any key: whether the first sealed thing in it opens, if there is one."""
+    async with aclosing(read_topics(bootstrap, (CATALOG, IDENTITY))) as batches:
+        async for batch in batches:
+            for record in batch:
+                opened = sealed.opens_event(recorded_of(record))
+                if opened is not None:
+                    return opened
+    return True
+
+
+def _keys_of(batch: Sequence[Record]) -> list[KeyRecord]:
+    return [one for one in map(read_record, batch) if isinstance(one, KeyRecord)]
+
+
+def _sites_of(batch: Sequence[Record]) -> list[SiteRecord]:
+    return [one for one in map(read_record, batch) if isinstance(one, SiteRecord)]

@@ -1,0 +1,46 @@
+"""Every fault that strikes a whole site under load; each leaves a row in the table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from random import Random
+
+import pytest
+
+from tests.faults import process_faults
+from tests.faults.figures import Report
+from tests.faults.ground import Ground
+from tests.faults.nemesis import Nemesis, run_fault
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+NEMESES: tuple[Callable[[], Nemesis], ...] = (
+    process_faults.KilledBeforeHold,
+    process_faults.KilledAfterHold,
+    process_faults.KilledMidStream,
+    process_faults.KilledBeforeSettlement,
+    process_faults.ProjectorKilled,
+    process_faults.AskedToStop,
+    process_faults.Asleep,
+    process_faults.ClockJumps,
+    process_faults.NoDescriptors,
+)
+"""In an order in which the dear ones come last."""
+NEED_KAFKA = {"F5", "F13", "F14", "F15"}
+
+
+def named(make: Callable[[], Nemesis]) -> str:
+    return f"{make.fault}-{make.__name__}"  # pyright: ignore[reportFunctionMemberAccess]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [pytest.param(m, id=named(m), marks=pytest.mark.fault(m.fault)) for m in NEMESES],  # pyright: ignore[reportFunctionMemberAccess]
+)
+async def test_nothing_is_lost_or_charged_twice(
+    make: Callable[[], Nemesis], ground: Ground, chance: Random, report: Report
+) -> None:
+    nemesis = make()
+    if nemesis.fault in NEED_KAFKA and ground.broker is None:
+        pytest.skip("no Kafka broker can be had here: it needs Java 17 and Maven once")
+    await run_fault(nemesis, ground, chance, report)

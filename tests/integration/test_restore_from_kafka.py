@@ -1,0 +1,332 @@
+"""`suanpan restore --from kafka`: an empty database, Kafka and SECRET give the site back."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import msgspec
+import psycopg
+import pytest
+
+from backend.folds import ALL_FOLDS
+from backend.grants import GrantAsked, Granted
+from backend.identity.service import KeyAsked
+from backend.journal.chain import genesis_hash, hash_of
+from backend.journal.commands import Landed
+from backend.journal.keys_topic import SITE_NAME, key_record, site_record
+from backend.journal.migrate import migrate
+from backend.journal.publisher_place import RESTORING, DataKey, find_lag
+from backend.kit.kafka import read_topics
+from backend.kit.kafka_admin import KEYS_TOPIC, OUR_TOPICS, TopicSpec, ensure_topics
+from backend.kit.kafka_outlet import Outgoing, outgoing_of, outlet
+from backend.kit.postgres import connect
+from projections.replay import replay_kafka, replay_table
+from schemas.catalog import ChannelSettings
+from schemas.errors import IdempotencyConflict, Unavailable
+from schemas.event import EVENT_TOPICS, Recorded, shard_of
+from schemas.identity import PersonForgotten
+from schemas.ids import KeyId, PersonId, account_stream, person_stream
+from schemas.money import MicroPoints
+from scripts.kafka import Broker
+from tests.conftest import Database
+from tests.given import (
+    A_POINT_A_CALL,
+    MODEL,
+    PER_TOKEN,
+    POINT,
+    granting,
+    hold_asked,
+    holding,
+    new_request,
+    settle_asked,
+    settling,
+)
+from tests.integration.audited_site import Site, audited, readable
+from tests.integration.identity_site import SECRET_TEXT, Process, process_of
+from tests.integration.log_writing import rows_of, until
+from tests.integration.test_seals_from_kafka import filled, published, witness_on, witnessed
+from tests.projection_log import History
+
+pytest_plugins = ("tests.integration.kafka_broker",)
+
+ROOT = Path(__file__).resolve().parents[2]
+OTHER_SECRET = "w3Hn8Zq5Kd1Vx6Rb9Tm2Lf7Pc4Js0Gy+"
+PASSWORD = "a good password"
+
+
+class Lost(msgspec.Struct):
+    """What was known of a site before its database was lost."""
+
+    person: PersonId
+    forgotten: PersonId
+    key: KeyId
+    key_text: str
+    granted: Granted
+    open_request: str
+    events: int
+    digest: str
+
+
+class Command:
+    """`suanpan` as an operator types it, on one database and one Kafka."""
+
+    def __init__(self, database: Database, broker: Broker, data_dir: Path) -> None:
+        self.environment = {
+            "PATH": os.environ["PATH"],
+            "PYTHONPATH": str(ROOT),
+            "SUANPAN_DATA_DIR": str(data_dir),
+            "DATABASE_URL": database.app_url,
+            "DATABASE_OWNER_URL": database.owner_url,
+            "KAFKA_BOOTSTRAP_SERVERS": broker.bootstrap,
+            "SECRET": SECRET_TEXT,
+        }
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "backend.cli", *arguments, "--json"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=self.environment,
+        )
+
+    def json(self, *arguments: str) -> Any:
+        process = self.start(*arguments)
+        out, err = process.communicate(timeout=180)
+        assert process.returncode == 0, err
+        return msgspec.json.decode(out)
+
+    def refused(self, *arguments: str) -> str:
+        """The one sentence on stderr of a command that must fail."""
+        process = self.start(*arguments)
+        out, err = process.communicate(timeout=180)
+        assert process.returncode == 1, err
+        assert out == ""
+        assert "Traceback" not in err
+        lines = [line for line in err.splitlines() if line.startswith("suanpan: ")]
+        assert len(lines) == 1, err
+        return lines[0]
+
+
+RESTORE = ("restore", "--from", "kafka")
+
+
+@pytest.fixture
+def restoring(empty_database: Database, own_broker: Broker, tmp_path: Path) -> Command:
+    return Command(empty_database, own_broker, tmp_path / "restored")
+
+
+async def _lived(database: Database) -> Lost:
+    """Everything a site records: people, a key, a channel, prices, grants, requests."""
+    async with process_of(database.app_url) as site:
+        anna = (await site.opening.open_person("Anna", PASSWORD, administrator=True)).person
+        bert = (await site.opening.open_person("Bert", None)).person
+        key = await site.identity.create_key(anna, KeyAsked(name="mine"))
+        channel = ChannelSettings("first", "openai", "http://127.0.0.1:9/v1", (MODEL,))
+        await site.opening.add_channel(channel, "channel secret")
+        await site.catalog.set_price(MODEL, PER_TOKEN)
+        await site.catalog.set_price(MODEL, A_POINT_A_CALL)
+        granted = await _granted(site, anna)
+        for _ in range(3):
+            request = new_request()
+            await _do(site, holding(anna, hold_asked(request), UUID(request)))
+            await _do(site, settling(anna, settle_asked(request)))
+        left = new_request()
+        await _do(site, holding(anna, hold_asked(left), UUID(left)))
+    await readable(database.app_url)
+    replayed = await replay_table(database.app_url, ALL_FOLDS)
+    assert replayed.differences == ()
+    return Lost(
+        anna, bert, key.key, key.text, granted, left, replayed.events, replayed.digest
+    )
+
+
+async def _granted(site: Process, person: PersonId, points: int = 7) -> Granted:
+    asked = GrantAsked(person, MicroPoints(points * POINT), "a welcome")
+    return await site.grants.grant(asked, actor="cli", idempotency_key="welcome-1")
+
+
+async def _do(site: Process, command: Any) -> None:
+    assert isinstance(await site.writer.submit(command), Landed)
+
+
+def _site_row(url: str) -> tuple[UUID, int, str | None]:
+    with psycopg.connect(url) as connection:
+        row = connection.execute("SELECT site_id, epoch, read_only_reason FROM site").fetchone()
+    assert row is not None
+    return row[0], row[1], row[2]
+
+
+def _count(url: str, table: str) -> int:
+    with psycopg.connect(url) as connection:
+        row = connection.execute(f"SELECT count(*) FROM {table}").fetchone()  # noqa: S608
+    assert row is not None
+    return row[0]
+
+
+def _assert_untouched(database: Database, site: tuple[UUID, int, str | None]) -> None:
+    assert _site_row(database.app_url) == site
+    for table in ("event_log", "streams", "commands", "leases", "data_keys"):
+        assert _count(database.app_url, table) == 0, table
+
+
+async def _send(broker: Broker, *records: Outgoing) -> None:
+    async with outlet(broker.bootstrap, client_id="test") as out:
+        await out.send(records, timeout_s=30)
+
+
+async def test_everything_comes_back_and_the_site_goes_on(
+    database: Database,
+    empty_database: Database,
+    own_broker: Broker,
+    restoring: Command,
+    tmp_path: Path,
+) -> None:
+    lost = await _lived(database)
+    await filled(database, own_broker.bootstrap)
+    await witnessed(witness_on(own_broker, tmp_path), 1, lost.events)
+    before = Command(database, own_broker, tmp_path / "lost").json("balance", "--user", "anna")
+
+    answered = restoring.json(*RESTORE)
+
+    site_id, old_epoch, _ = _site_row(database.app_url)
+    assert answered["not_restored"] == ["sessions", "rate counters", "object bytes"]
+    assert (answered["site_id"], answered["events"]) == (str(site_id), lost.events)
+    assert (answered["epoch"], answered["data_keys"]) == (old_epoch + 1, 2)
+    assert _site_row(empty_database.app_url) == (site_id, old_epoch + 1, None)
+    assert restoring.json("balance", "--user", "anna") == before
+    url = empty_database.app_url
+    replayed = await replay_table(url, ALL_FOLDS)
+    assert (replayed.digest, replayed.differences) == (lost.digest, ())
+    await _expect_people_keys_and_secrets(url, lost)
+    await _expect_repeats(url, lost)
+    report = await audited(url, bootstrap=own_broker.bootstrap)
+    assert report.ok, report.first
+
+    # The publisher goes on where Kafka ends: it sends what is new, and nothing again.
+    async with published(empty_database, own_broker.bootstrap) as publisher:
+        async with process_of(url) as site:
+            await _do(site, granting(lost.person, POINT))
+            new = (await site.opening.open_person("Carla", None)).person
+        assert new not in (lost.person, lost.forgotten, lost.key)
+        # A name, a person and an account, and the grant.
+        await until(lambda: _sent(publisher, 4), what="the publisher goes on")
+        assert publisher.status.state == "publishing"
+    kafka = await replay_kafka(url, own_broker.bootstrap, ALL_FOLDS)
+    assert (kafka.events, kafka.differences) == (lost.events + 4, ())
+    await witnessed(witness_on(own_broker, tmp_path), 2, lost.events + 4)
+    after = await audited(url, bootstrap=own_broker.bootstrap)
+    assert [check for check in after.checks if check.id == "seals" and not check.ok] == []
+
+
+async def _sent(publisher: Any, rows: int) -> bool:
+    assert publisher.status.rows_sent <= rows
+    return publisher.status.rows_sent == rows
+
+
+async def _expect_people_keys_and_secrets(url: str, lost: Lost) -> None:
+    async with process_of(url) as site:
+        assert await site.identity.check_password("anna", PASSWORD) == lost.person
+        assert await site.identity.check_password("anna", "another") is None
+        assert await site.identity.name_of(lost.person) == "Anna"
+        assert await site.identity.find_key(lost.key_text) == lost.key
+        (channel,) = await site.catalog.list_channels()
+        assert site.catalog.secret_of(channel) == "channel secret"
+        newest = await site.catalog.newest_price(MODEL)
+        assert newest is not None
+        assert (newest[0].version, newest[1]) == (2, A_POINT_A_CALL)
+
+
+async def _expect_repeats(url: str, lost: Lost) -> None:
+    """An old command changes nothing; the open hold is given to the sweep."""
+    events = _count(url, "event_log")
+    async with process_of(url) as site:
+        again = await _granted(site, lost.person)
+        assert again == msgspec.structs.replace(lost.granted, repeated=True)
+        with pytest.raises(IdempotencyConflict):
+            await _granted(site, lost.person, points=8)
+        with pytest.raises(IdempotencyConflict):
+            await _granted(site, lost.forgotten)
+    assert _count(url, "event_log") == events
+    with psycopg.connect(url) as connection:
+        leases = connection.execute(
+            "SELECT request_id::text, stream, until <= clock_timestamp() FROM leases"
+        ).fetchall()
+    assert leases == [(lost.open_request, account_stream(lost.person), True)]
+
+
+async def test_a_secret_that_is_wrong_or_missing_is_refused_and_the_database_stays_empty(
+    database: Database, empty_database: Database, own_broker: Broker, restoring: Command
+) -> None:
+    await _lived(database)
+    await filled(database, own_broker.bootstrap)
+    migrate(empty_database.owner_url, empty_database.app_url)
+    untouched = _site_row(empty_database.app_url)
+
+    restoring.environment["SECRET"] = OTHER_SECRET
+    assert "SECRET is not the one" in restoring.refused(*RESTORE)
+    _assert_untouched(empty_database, untouched)
+    del restoring.environment["SECRET"]
+    assert "SECRET is missing" in restoring.refused(*RESTORE)
+    _assert_untouched(empty_database, untouched)
+
+
+async def test_a_log_without_data_keys_is_checked_by_what_the_site_itself_sealed(
+    database: Database, empty_database: Database, own_broker: Broker, restoring: Command
+) -> None:
+    async with process_of(database.app_url) as site:
+        settings = ChannelSettings("first", "openai", "http://127.0.0.1:9/v1", (MODEL,))
+        await site.opening.add_channel(settings, "channel secret")
+    await readable(database.app_url)
+    await filled(database, own_broker.bootstrap)
+
+    restoring.environment["SECRET"] = OTHER_SECRET
+    assert "SECRET is not the one" in restoring.refused(*RESTORE)
+    assert _count(empty_database.app_url, "event_log") == 0
+    restoring.environment["SECRET"] = SECRET_TEXT
+    assert restoring.json(*RESTORE)["events"] == 1
+
+
+async def test_a_database_that_has_events_or_is_in_use_is_refused(
+    database: Database, own_broker: Broker, tmp_path: Path
+) -> None:
+    await _lived(database)
+    await filled(database, own_broker.bootstrap)
+    events = _count(database.app_url, "event_log")
+    command = Command(database, own_broker, tmp_path / "again")
+
+    assert "`suanpan recover` imports what it lacks" in command.refused(*RESTORE)
+    async with await connect(database.app_url, application="suanpan writer"):
+        assert "`suanpan writer` is using this database" in command.refused(*RESTORE)
+    assert _count(database.app_url, "event_log") == events
+    assert _site_row(database.app_url)[2] is None
+
+
+async def test_a_kafka_without_a_site_is_refused(
+    empty_database: Database, own_broker: Broker, restoring: Command
+) -> None:
+    assert "has no topic suanpan.ledger" in restoring.refused(*RESTORE)
+    await ensure_topics(own_broker.bootstrap, 1)
+    assert "nothing to restore" in restoring.refused(*RESTORE)
+    (event,) = _chained(uuid4(), History().rows_of_one())
+    await _send(own_broker, outgoing_of(event))
+    assert "does not say which site" in restoring.refused(*RESTORE)
+    assert _count(empty_database.app_url, "event_log") == 0
+
+
+async def test_topics_with_other_partitions_are_refused(
+    own_broker: Broker, restoring: Command
+) -> None:
+    specs = [
+        TopicSpec(spec.name, 4, spec.cleanup_policy) if spec.name == "suanpan.ledger" else spec
+        for spec in OUR_TOPICS
+    ]
+    await ensure_topics(own_broker.bootstrap, 1, specs=specs)
+    assert "suanpan.ledger has 4 partitions where a site has 16" in restoring.refused(*RESTORE)
