@@ -20,7 +20,8 @@ from backend.catalog.service import Catalog, catalog_refusal
 from backend.identity.decide import NameIsTaken, decide_revoke_key
 from backend.identity.invitations import Invitation
 from backend.identity.key import Key
-from backend.identity.service import Identity, KeyAsked, Registration, identity_refusal
+from backend.identity.key_asked import KeyAsked
+from backend.identity.service import Identity, Registration, identity_refusal
 from backend.journal.commands import (
     Accept,
     AlreadyDone,

@@ -111,6 +111,9 @@ class SealedLog:
         self._next: Seal | None = None
         self._needed: dict[Part, int] = {}
         self._advance()
+        if self.events:
+            # What is known already may be all that the next seal covers.
+            self._confirm_reached()
 
     @property
     def waits(self) -> bool:

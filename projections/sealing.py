@@ -67,13 +67,16 @@ class TableSealer:
         randomness: Randomness,
         *,
         every_s: float = SEAL_EVERY_S,
+        rest_factor: float = REST_FACTOR,
     ) -> None:
+        """`rest_factor`: 0 where no calls share the event loop."""
         self._url: Final = database_url
         self._data_dir: Final = data_dir
         self._folder: Final = SealFolder(data_dir)
         self._clock: Final = clock
         self._randomness: Final = randomness
         self._every_s: Final = every_s
+        self._rest_factor: Final = rest_factor
         self._turn: Final = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
         self._pass: _Pass | None = None
@@ -172,7 +175,7 @@ class TableSealer:
             here.take(page)
             for fault in here.verifier.faults() if here.verifier.fault_count else ():
                 self._alarm(fault.stream, fault.version, fault.what)
-            await asyncio.sleep((self._clock.monotonic_s() - begin_s) * REST_FACTOR)
+            await asyncio.sleep((self._clock.monotonic_s() - begin_s) * self._rest_factor)
         if here.sealed.waits:
             # Only rows that are gone can keep a seal of ours from being reached.
             here.sealed.finish()

@@ -15,6 +15,7 @@ from psycopg import sql
 
 from backend.journal.migrate import migrate
 from tests.servers import postgres_server
+from tests.valkey import ValkeyServer, valkey_server
 
 
 class Database(msgspec.Struct, frozen=True):
@@ -141,3 +142,17 @@ def empty_database(server: Server) -> Iterator[Database]:
     made = server.empty()
     yield made
     server.drop(made)
+
+
+@pytest.fixture(scope="session")
+def shared_valkey() -> Iterator[ValkeyServer]:
+    """One Valkey for the session; tests that stop it start one of their own."""
+    with valkey_server() as running:
+        yield running
+
+
+@pytest.fixture
+def valkey(shared_valkey: ValkeyServer) -> ValkeyServer:
+    """An empty Valkey."""
+    shared_valkey.wipe()
+    return shared_valkey

@@ -294,10 +294,9 @@ def settings_of(database: Database, folder: Path, **more: Any) -> Settings:
         data_dir=folder / "data",
         database_url=database.app_url,
         database_owner_url=database.owner_url,
-        redis_url=REDIS_ELSEWHERE,
         secret=SECRET_TEXT,
         port=0,
-        **more,
+        **{"redis_url": REDIS_ELSEWHERE, **more},
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from decimal import Decimal
 from typing import Final
@@ -28,6 +28,7 @@ from backend.http.site import RelaySite, Site, make_site
 from backend.identity.key_view import KeyView
 from backend.identity.person_view import PersonView
 from backend.journal.view import StateView
+from backend.kit.clock import Clock
 from backend.kit.outbound import Deadlines, Transport
 from backend.kit.outbound_http import AioHttpTransport
 from backend.kit.shared_rates import SharedRates
@@ -36,6 +37,7 @@ from backend.ledger.billing import BillingDoor
 from backend.ledger.leases import LeaseKeeper
 from backend.ledger.points import Points
 from backend.ledger.spool import Spool
+from schemas.plans import OfferedGroup, OfferedPlan
 from workers.providers.demo import DemoTransport
 from workers.providers.openai import ChannelTarget
 from workers.relay.ending import Ending
@@ -57,14 +59,27 @@ class CatalogOffers:
     transport.
     """
 
-    def __init__(self, catalog: CatalogView, http: Transport, demo: Transport) -> None:
+    def __init__(
+        self, catalog: CatalogView, clock: Clock, http: Transport, demo: Transport
+    ) -> None:
         self._catalog: Final = catalog
+        self._clock: Final = clock
         self._transports: Final = {"demo": demo}
         self._http: Final = http
         self._made: dict[str, tuple[object, object, Offer]] = {}
 
+    @property
+    def plans(self) -> Mapping[int, OfferedPlan]:
+        return self._catalog.plans
+
+    @property
+    def groups(self) -> Mapping[str, OfferedGroup]:
+        return self._catalog.groups
+
     def offer(self, model: str) -> Offer | None:
-        priced, entries = self._catalog.price_of(model), self._catalog.channels_for(model)
+        # The same object until a price's time comes, and another one from then on.
+        priced = self._catalog.price_of(model, self._clock.now_us())
+        entries = self._catalog.channels_for(model)
         if priced is None or not entries:
             self._made.pop(model, None)
             return None
@@ -113,7 +128,7 @@ async def relay_of(
 ) -> AsyncGenerator[Relay]:
     """The relay on its foundation; at the end waits for the calls that are under way."""
     settings, clock = base.settings, base.clock
-    keys, people, catalog = KeyView(base.secret), PersonView(), CatalogView(base.secret)
+    keys, people, catalog = KeyView(base.secret), PersonView(), CatalogView(base.secret, clock)
     limits = LimitView()
     listeners = (keys, people, catalog, limits)
     view = StateView(base.pool, base.watch, ALL_FOLDS, clock, base.randomness, listeners)
@@ -137,7 +152,7 @@ async def relay_of(
         leases,
         spool,
         tokenizer,
-        CatalogOffers(catalog, http, DemoTransport(tokenizer)),
+        CatalogOffers(catalog, clock, http, DemoTransport(tokenizer)),
     )
     front = ChatFront(
         callers,

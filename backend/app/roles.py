@@ -21,6 +21,7 @@ from backend.app.health import HealthCheck
 from backend.app.relay import make_sweeper, relay_of
 from backend.app.seals import add_seals, run_witness
 from backend.app.serving import address_of, bound_socket, serve, stop_on_signals
+from backend.forgetting import Forgetting
 from backend.http.site import Site, make_probes
 from backend.journal.reader import site_of
 from backend.kit.logs import configure_logs
@@ -31,6 +32,7 @@ from backend.ledger.points import Points
 from backend.ledger.spool import Spool
 from backend.opening import TRIAL_FILE, TRIAL_NAME
 from schemas.errors import SiteProblem
+from workers.forgetting import Forgetter
 
 ROLES: Final = ("serve", "api", "worker", "projector", "publisher", "witness")
 
@@ -86,6 +88,7 @@ async def _serve(settings: Settings, say: Say) -> None:
             await _open_if_empty(base)
         await add_projector(base, health, registry, stack)
         await add_seals(base, health, stack)
+        _add_forgetter(base, health, stack)
         site = Site("serve", health, registry)
         relay = await stack.enter_async_context(relay_of(base, site, registry))
         health.add_warnings(relay.rates.warnings)
@@ -135,12 +138,21 @@ async def _behind_probes(role: str, settings: Settings, say: Say, add: Add) -> N
 async def _add_worker(
     base: Foundation, health: HealthCheck, registry: CollectorRegistry, stack: AsyncExitStack
 ) -> None:
-    """Sweeps requests whose process died."""
+    """Sweeps requests whose process died, and finishes forgettings."""
+    _add_forgetter(base, health, stack)
     points = Points(base.writer, base.pool)
     sweeper = make_sweeper(base, points, Spool(base.settings.data_dir / "spool"))
     sweeper.start()
     stack.push_async_callback(sweeper.stop)
     health.add("sweeper", lambda: {"swept": sweeper.swept})
+
+
+def _add_forgetter(base: Foundation, health: HealthCheck, stack: AsyncExitStack) -> None:
+    forgetting = Forgetting(base.writer, base.pool, base.identity, base.settings.data_dir)
+    forgetter = Forgetter(forgetting, base.identity.data_keys.epochs, base.randomness)
+    forgetter.start()
+    stack.push_async_callback(forgetter.stop)
+    health.add("forgetter", lambda: {"finished": forgetter.finished})
 
 
 def _publish_runtime(base: Foundation, url: str, stack: AsyncExitStack) -> None:

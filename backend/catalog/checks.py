@@ -86,6 +86,12 @@ def check_group_name(name: str) -> str:
     return name
 
 
+def check_list_name(name: str) -> str:
+    if not 1 <= len(name) <= NAME_CHARS_MAX or not name.isprintable() or name != name.strip():
+        raise BadRequest(f"A price list's name has 1 to {NAME_CHARS_MAX} printable characters.")
+    return name
+
+
 def check_group(group: Group) -> Group:
     """A multiplier of 0 makes everything free for the group; no models: every model."""
     if not 0 <= group.multiplier_ppm <= MULTIPLIER_PPM_MAX:

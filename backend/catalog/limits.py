@@ -6,7 +6,7 @@ from typing import Final
 
 import msgspec
 
-from backend.catalog.checks import check_model
+from backend.catalog.checks import check_group_name, check_model
 from backend.catalog.decide import NothingToChange
 from backend.catalog.limit import (
     GROUP,
@@ -28,8 +28,6 @@ from backend.kit.postgres import Pool
 from schemas.catalog import Limits
 from schemas.errors import BadRequest, Conflict
 from schemas.ids import limit_stream
-
-GROUP_CHARS_MAX: Final = 64
 
 _FOLDS: Final = Folds([LIMIT])
 
@@ -94,7 +92,6 @@ def _check_scope(scope: str, identity: str) -> None:
     if scope == MODEL:
         check_model(identity)
     elif scope == GROUP:
-        if not 1 <= len(identity) <= GROUP_CHARS_MAX or not identity.isprintable():
-            raise BadRequest(f"A group's name has 1 to {GROUP_CHARS_MAX} printable characters.")
+        check_group_name(identity)
     elif not (identity.isascii() and identity.isdigit()):
         raise BadRequest("A key or a person is named by number here.")

@@ -1,4 +1,4 @@
-"""The catalogue's door: channels and prices. Decisions are in `decide`, rules in `checks`."""
+"""The catalogue's door: channels, prices, groups. Decisions are in `decide`, rules in `checks`."""
 
 from __future__ import annotations
 
@@ -7,19 +7,29 @@ from typing import Final
 import msgspec
 
 from backend.catalog.channel import CHANNEL, Channel
-from backend.catalog.checks import check_channel, check_model, check_price, check_secret_text
+from backend.catalog.checks import (
+    check_channel,
+    check_group,
+    check_group_name,
+    check_secret_text,
+)
 from backend.catalog.decide import (
     NoSuchChannel,
     NothingToChange,
+    PriceInThePast,
     SealAt,
     decide_add_channel,
     decide_change_channel,
+    decide_define_group,
     decide_disable_channel,
     decide_enable_channel,
     decide_set_price,
 )
+from backend.catalog.group import GROUP
 from backend.catalog.price import PRICE
+from backend.catalog.price_checks import check_priced_model
 from backend.catalog.price_history import PriceHistory
+from backend.catalog.price_lists import PriceLists, price_refusal
 from backend.journal.commands import AlreadyDone, Command, Landed, Refused
 from backend.journal.entity_ids import next_entity_id
 from backend.journal.fold import Folds
@@ -30,12 +40,13 @@ from backend.journal.writer import Writer
 from backend.kit.clock import Randomness
 from backend.kit.postgres import Pool
 from backend.kit.secrets import NONCE_BYTES, SiteSecret, aad_of
-from schemas.catalog import ChannelAdded, ChannelSettings
-from schemas.errors import Conflict, NotFound, SuanpanError
-from schemas.ids import ChannelId, channel_stream, id_of, price_stream
+from schemas.catalog import ChannelAdded, ChannelSettings, PriceSet
+from schemas.errors import BadRequest, Conflict, NotFound, SuanpanError
+from schemas.ids import ChannelId, channel_stream, group_stream, id_of, price_stream
+from schemas.plans import Group, OfferedGroup
 from schemas.prices import Price, PriceRef
 
-CATALOG_FOLDS: Final = Folds([CHANNEL, PRICE])
+CATALOG_FOLDS: Final = Folds([CHANNEL, PRICE, GROUP])
 
 
 class ChannelState(msgspec.Struct, frozen=True):
@@ -64,6 +75,7 @@ class Catalog:
         self._secret: Final = secret
         self._randomness: Final = randomness
         self.prices: Final = PriceHistory(pool)
+        self.price_lists: Final = PriceLists(writer, pool)
 
     async def prepare_channel(self, settings: ChannelSettings, secret: str) -> NewChannel:
         """Checks and seals a new channel; nothing is recorded yet. Raises BadRequest."""
@@ -106,19 +118,40 @@ class Catalog:
         """Returns the version that says so, new or old. Raises NotFound."""
         return await self._record(disabling(channel, reason))
 
-    async def set_price(self, model: str, price: Price) -> PriceRef:
-        """The version that holds this price: a new one, or the newest if it says the same."""
-        part = self.price_part(model, price)
+    async def set_price(self, model: str, price: Price, effective_us: int = 0) -> PriceRef:
+        """The version that holds this price: a new one, or the newest if it says the same.
+
+        It counts at `effective_us` (0: at once) and ends older versions that would count later.
+        Raises BadRequest.
+        """
+        part = self.price_part(model, price, effective_us)
         return PriceRef(model, await self._record(part))
 
-    def price_part(self, model: str, price: Price) -> Part:
+    def price_part(self, model: str, price: Price, effective_us: int = 0) -> Part:
         """A new price, as part of a unit. Raises BadRequest."""
-        check_model(model)
-        check_price(price)
+        wanted = PriceSet(check_priced_model(model, price), effective_us)
         return Part(
             (price_stream(model),),
-            lambda standings, at_us: decide_set_price(standings[0], price),
+            lambda standings, at_us: decide_set_price(standings[0], wanted, at_us),
         )
+
+    async def define_group(self, name: str, group: Group) -> int:
+        """Returns the version that says so, new or old. Raises BadRequest."""
+        stream = group_stream(check_group_name(name))
+        wanted = check_group(group)
+        return await self._record(
+            Part((stream,), lambda standings, at_us: decide_define_group(standings[0], wanted))
+        )
+
+    async def list_groups(self) -> dict[str, OfferedGroup]:
+        """Every group that was ever defined, by name."""
+        async with self._pool.connection() as connection:
+            return {
+                id_of(stream): OfferedGroup(state.group, version)
+                async for stream, version, state in states_of_kind(
+                    connection, CATALOG_FOLDS, GROUP.kind
+                )
+            }
 
     async def list_channels(self) -> list[ChannelState]:
         """Every channel by id, disabled ones too."""
@@ -147,7 +180,7 @@ class Catalog:
         return found[0]
 
     async def newest_price(self, model: str) -> tuple[PriceRef, Price] | None:
-        """The price a model has now, as the log says; None for a model without one."""
+        """The newest price of a model, begun or not, as the log says; None where there is none."""
         stream = price_stream(model)
         async with self._pool.connection() as connection:
             found = await load_states(connection, CATALOG_FOLDS, (stream,))
@@ -199,5 +232,7 @@ def catalog_refusal(reason: object) -> SuanpanError | None:
     match reason:
         case NoSuchChannel():
             return NotFound("There is no such channel.")
+        case PriceInThePast():
+            return BadRequest("A price cannot begin in the past.")
         case _:
-            return None
+            return price_refusal(reason)

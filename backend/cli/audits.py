@@ -9,10 +9,11 @@ import click
 import msgspec
 
 from backend.cli.freshness import reads_kafka
-from backend.cli.output import Table, answer, json_option, progress_bar, yes_no
+from backend.cli.output import Table, answer, json_option, progress_bar, time_text, yes_no
 from backend.cli.site import Site, with_site
 from backend.folds import ALL_FOLDS
 from backend.journal.parking import Parked, PoisonEvent, list_parked, retry_parked
+from backend.kit.clock import SystemRandomness
 from backend.kit.settings import Settings
 from projections.declared import PROJECTIONS, find_projection, live_consumers
 from schemas.errors import NotFound, SiteProblem
@@ -26,23 +27,39 @@ _SHOWN_MAX: Final = 20
 
 
 @click.command()
+@click.option("--since-seal", is_flag=True,
+              help="Read only what was written since the last audit's newest seal.")  # fmt: skip
 @json_option
 @click.pass_context
-def audit(context: click.Context, as_json: bool) -> None:
-    """Check every chain, state, table and sum of the site; exit 1 where one is wrong."""
+def audit(context: click.Context, since_seal: bool, as_json: bool) -> None:
+    """Check every chain, state, table and sum of the site; exit 1 where one is wrong.
+
+    A sound audit keeps a checkpoint in `<data>/audit`. With --since-seal the next one begins
+    there, and says what it therefore does not prove.
+    """
 
     async def work(site: Site) -> AuditReport:
         from projections.audit.run import AuditAsked, run_audit
 
         asked = AuditAsked(
-            site.database.url, site.settings.data_dir, site.settings.kafka.bootstrap_servers
+            site.database.url,
+            site.settings.data_dir,
+            site.settings.kafka.bootstrap_servers,
+            since_seal=since_seal,
         )
         with progress_bar("audit") as advance:
 
             def progress(phase: str, done: int, total: int) -> None:
                 advance(done, total)
 
-            return await run_audit(asked, ALL_FOLDS, progress=progress, note=_say)
+            return await run_audit(
+                asked,
+                ALL_FOLDS,
+                progress=progress,
+                note=_say,
+                clock=site.clock,
+                randomness=SystemRandomness(),
+            )
 
     report = with_site(work)
     rows = [
@@ -58,8 +75,27 @@ def audit(context: click.Context, as_json: bool) -> None:
     ]
     answer(as_json, report, Table(("check", "ok", "violations", "first"), rows))
     if not as_json:
-        click.echo(f"{report.events} events in {report.streams} streams, digest {report.digest}.")
+        for line in _covered(report):
+            click.echo(line)
     context.exit(0 if report.ok else 1)
+
+
+def _covered(report: AuditReport) -> list[str]:
+    """What was read, how fast, and what was not."""
+    coverage = report.coverage
+    lines = [f"{report.events} events in {report.streams} streams, digest {report.digest}."]
+    speed = f"{coverage.seconds:.1f} s, {coverage.events_per_s} events a second"
+    if coverage.kind == "full":
+        lines.append(f"All of them were read and hashed in {speed}.")
+    else:
+        lines.append(f"{coverage.events_read} of them, behind seal {coverage.seal}, in {speed}.")
+        lines.append(f"All were last read {time_text(coverage.full_audit_at_us)}. Not proven:")
+        lines += [f"  {what}" for what in coverage.unproven]
+    if coverage.checkpoint is not None:
+        lines.append(f"Checkpoint {coverage.checkpoint} is kept for --since-seal.")
+    elif report.ok:
+        lines.append("No checkpoint was kept: there is no seal yet (`suanpan seal`).")
+    return lines
 
 
 @click.command()

@@ -1,4 +1,4 @@
-"""Commands about the catalogue: channels and prices."""
+"""Commands about channels."""
 
 from __future__ import annotations
 
@@ -14,14 +14,6 @@ from backend.cli.site import Site, with_site
 from backend.opening import remove_trial_file
 from schemas.catalog import ChannelSettings
 from schemas.errors import BadRequest
-from schemas.money import (
-    MoneyError,
-    format_points,
-    format_price_per_1k,
-    parse_price_per_1k,
-    parse_price_per_unit,
-)
-from schemas.prices import Free, PerCall, PerToken, Price
 
 _CHANNEL = click.argument("name_or_id", metavar="CHANNEL")
 
@@ -169,62 +161,6 @@ def try_channel(
     context.exit(0 if found.ok else 1)
 
 
-@click.group()
-def price() -> None:
-    """What models cost."""
-
-
-@price.command("set")
-@click.option("--model", required=True)
-@click.option("--per-1k-input", help="Points per 1,000 input tokens.")
-@click.option("--per-1k-output", help="Points per 1,000 output tokens.")
-@click.option("--per-1k-cached-input", help="Points per 1,000 cached input tokens; else as input.")
-@click.option("--per-call", help="Points per call.")
-@click.option("--free", is_flag=True, help="Calls cost nothing.")
-@json_option
-def set_price(
-    model: str,
-    per_1k_input: str | None,
-    per_1k_output: str | None,
-    per_1k_cached_input: str | None,
-    per_call: str | None,
-    free: bool,
-    as_json: bool,
-) -> None:
-    """Set a model's price: a new version, which old charges do not change with."""
-    by_token = per_1k_input is not None or per_1k_output is not None
-    if [by_token or per_1k_cached_input is not None, per_call is not None, free].count(True) != 1:
-        raise click.UsageError(
-            "Give --per-1k-input with --per-1k-output, or --per-call, or --free."
-        )
-    try:
-        if free:
-            wanted: Price = Free()
-        elif per_call is not None:
-            wanted = PerCall(parse_price_per_unit(per_call))
-        else:
-            wanted = _per_token(per_1k_input, per_1k_output, per_1k_cached_input)
-    except MoneyError as error:
-        raise BadRequest(f"{error}.") from error
-
-    async def work(site: Site) -> dict[str, Any]:
-        ref = await site.catalog.set_price(model, wanted)
-        return {"model": ref.model, "version": ref.version, "price": _price_data(wanted)}
-
-    done = with_site(work)
-    answer(as_json, done, f"{model} costs {_price_words(wanted)} (version {done['version']}).")
-
-
-def _per_token(input_text: str | None, output_text: str | None, cached: str | None) -> PerToken:
-    if input_text is None or output_text is None:
-        raise click.UsageError("Give --per-1k-input and --per-1k-output together.")
-    return PerToken(
-        parse_price_per_1k(input_text),
-        parse_price_per_1k(output_text),
-        None if cached is None else parse_price_per_1k(cached),
-    )
-
-
 def _described(entry: ChannelState) -> dict[str, Any]:
     settings = entry.state.settings
     return {
@@ -241,33 +177,3 @@ def _described(entry: ChannelState) -> dict[str, Any]:
         "enabled": entry.state.enabled,
         "reason": entry.state.reason,
     }
-
-
-def _price_data(price: Price) -> dict[str, str]:
-    match price:
-        case Free():
-            return {"unit": "free"}
-        case PerCall(call_npt):
-            return {"unit": "call", "per_call": format_points(-(-call_npt // 1_000))}
-        case PerToken(input_npt, output_npt, cached_input_npt):
-            cached_npt = input_npt if cached_input_npt is None else cached_input_npt
-            return {
-                "unit": "token",
-                "per_1k_input": format_price_per_1k(input_npt),
-                "per_1k_output": format_price_per_1k(output_npt),
-                "per_1k_cached_input": format_price_per_1k(cached_npt),
-            }
-
-
-def _price_words(price: Price) -> str:
-    data = _price_data(price)
-    match price:
-        case Free():
-            return "nothing"
-        case PerCall():
-            return f"{data['per_call']} points per call"
-        case PerToken():
-            return (
-                f"{data['per_1k_input']} points per 1,000 input tokens, {data['per_1k_output']} "
-                f"per 1,000 output tokens and {data['per_1k_cached_input']} per 1,000 cached ones"
-            )

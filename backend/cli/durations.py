@@ -1,4 +1,4 @@
-"""When a key expires, as people write it: a date, a time, or how long from now. Pure."""
+"""When something expires or begins, as people write it: a date, a time, how long from now. Pure."""
 
 from __future__ import annotations
 
@@ -39,3 +39,21 @@ def parse_expiry(text: str, now_us: int) -> int:
         raise BadRequest(
             f"{text[:40]!r} is no time: write 30d, 12h, 2027-01-31 or 2027-01-31T18:00+08:00."
         ) from error
+
+
+def parse_begin(text: str, now_us: int) -> int:
+    """Microseconds since 1970 of a time to come: `2027-01-31` (its first moment, UTC) or an
+    ISO 8601 time, UTC where it has no offset. Raises BadRequest.
+    """
+    try:
+        moment = datetime.fromisoformat(text.strip())
+        if moment.tzinfo is None:
+            moment = moment.replace(tzinfo=UTC)
+        begin_us = (moment - _EPOCH) // timedelta(microseconds=1)
+    except (ValueError, OverflowError) as error:
+        raise BadRequest(
+            f"{text[:40]!r} is no time: write 2027-01-31 or 2027-01-31T18:00+08:00."
+        ) from error
+    if begin_us <= now_us:
+        raise BadRequest(f"{text[:40]!r} is in the past.")
+    return begin_us

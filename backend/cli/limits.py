@@ -16,6 +16,7 @@ from backend.journal.view import load_states
 from schemas.catalog import Limits
 from schemas.errors import NotFound
 from schemas.ids import KeyId, PersonId, key_stream
+from schemas.plans import LEVEL_NAMES
 
 USER: Final = "user"
 """What the operator calls a person."""
@@ -100,6 +101,7 @@ async def _identity(site: Site, scope: str, name_or_id: str) -> str:
             await _require_model(site, name_or_id)
             return name_or_id
         case _:
+            await _require_group(site, name_or_id)
             return name_or_id
 
 
@@ -120,6 +122,12 @@ async def _require_model(site: Site, model: str) -> None:
     channels = await site.catalog.list_channels()
     if not any(model in entry.state.settings.models for entry in channels):
         raise NotFound(f"There is no model {model!r}: it has no price, and no channel serves it.")
+
+
+async def _require_group(site: Site, group: str) -> None:
+    known = {*LEVEL_NAMES, *await site.catalog.list_groups()}
+    if group not in known:
+        raise NotFound(f"There is no group {group!r}; there are {', '.join(sorted(known))}.")
 
 
 def _words(limits: Limits) -> str:

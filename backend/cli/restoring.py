@@ -15,7 +15,7 @@ from backend.cli.audits import kafka_of
 from backend.cli.output import answer, json_option, progress_bar
 from backend.cli.site import Database, Site, located, settings_from_environment, with_site
 from backend.folds import ALL_FOLDS
-from backend.identity.data_keys import RestoredKeys
+from backend.identity.restored_keys import RestoredKeys
 from backend.journal.migrate import migrate
 from backend.kit.clock import SystemClock, SystemRandomness
 from backend.kit.postgres import make_pool
@@ -43,7 +43,7 @@ class RestoreAnswer(msgspec.Struct, frozen=True):
     events: int
     streams: int
     data_keys: int
-    keys_unreadable: int
+    keys_missing: int
     read_models: tuple[str, ...]
     imported: int
     events_per_s: int
@@ -80,8 +80,8 @@ def restore(source: str, as_json: bool) -> None:
         f"restored (epoch {done.epoch}); the read models are current.\n"
         f"Not restored: {', '.join(done.not_restored)}."
     )
-    if done.keys_unreadable:
-        words += f"\n{done.keys_unreadable} records of data keys do not open with SECRET."
+    if done.keys_missing:
+        words += f"\n{done.keys_missing} people have no data key: what it sealed cannot be read."
     answer(as_json, done, words)
 
 

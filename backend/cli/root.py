@@ -9,13 +9,20 @@ import click
 import msgspec
 
 from backend.cli.audits import audit, parked, projection, replay
-from backend.cli.channels import channel, price
+from backend.cli.channels import channel
+from backend.cli.correcting import correct
+from backend.cli.forgetting import data_keys
+from backend.cli.groups import group
 from backend.cli.keys import key
 from backend.cli.limits import limit
 from backend.cli.people import balance, grant, invitation, user
+from backend.cli.prices import price
+from backend.cli.reconciling import reconcile
 from backend.cli.records import requests, statement
+from backend.cli.repricing import reprice
 from backend.cli.restoring import recover, restore
 from backend.cli.roles import ROLE_COMMANDS, health, migrate
+from backend.cli.seals import seal
 from backend.kit.postgres import DatabaseError
 from schemas.errors import SuanpanError
 from schemas.registry import UndecodableEvent
@@ -34,8 +41,10 @@ def suanpan() -> None:
 
 
 for _command in (
-    *ROLE_COMMANDS, migrate, health, user, invitation, key, grant, balance, channel, price, limit,
-    statement, requests, audit, replay, projection, parked, recover, restore,
+    *ROLE_COMMANDS, migrate, health, user, invitation, key, data_keys, grant, balance, channel,
+    price, group, limit, statement, requests, audit, seal, replay, projection, parked, recover,
+    restore,
+    reprice, reconcile, correct,
 ):  # fmt: skip
     suanpan.add_command(_command)
 

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import date
+from importlib.metadata import version
 from typing import Any, Final, Protocol
 
 import msgspec
 import structlog
 from litestar import Litestar, MediaType, Request, Response, Router, get
 from litestar.exceptions import HTTPException
+from litestar.openapi import OpenAPIConfig
+from litestar.openapi.plugins import JsonRenderPlugin
+from litestar.openapi.spec import Components, SecurityScheme
 from litestar.params import FromPath, FromQuery
 from litestar.status_codes import HTTP_404_NOT_FOUND
 from prometheus_client import CollectorRegistry
 
+from backend.http.api.door import api_router
+from backend.http.api.own_key import own_key_routes
+from backend.http.api.problems import http_problem, is_ours, refusal
 from backend.http.metrics import CONTENT_TYPE, exposition
 from backend.http.pages import status_page
 from backend.http.relay.callers import Callers
@@ -57,6 +64,8 @@ class RelaySite(msgspec.Struct, frozen=True):
     callers: Callers
     models: ModelList
     billing: BillingDoor
+    api_routes: Sequence[Any] = ()
+    """Route handlers under `/api`, each with the scope that opens it."""
 
 
 def make_probes(site: Site) -> Litestar:
@@ -66,13 +75,23 @@ def make_probes(site: Site) -> Litestar:
 
 def make_site(site: Site, relay: RelaySite) -> Litestar:
     """All routes of a process that answers people and clients."""
-    return _application([*_probes(site), *_pages(site, relay), *_relay(relay)])
+    api = api_router(relay.callers, [*own_key_routes(), *relay.api_routes])
+    return _application([*_probes(site), *_pages(site, relay), *_relay(relay), api])
 
 
 def _application(handlers: list[Any]) -> Litestar:
     return Litestar(
         route_handlers=handlers,
-        openapi_config=None,
+        openapi_config=OpenAPIConfig(
+            title="Suanpan",
+            version=version("suanpan"),
+            path="/api",
+            render_plugins=[JsonRenderPlugin()],
+            components=Components(
+                security_schemes={"key": SecurityScheme(type="http", scheme="bearer")}
+            ),
+        ),
+        include_in_schema=False,
         logging_config=None,
         exception_handlers={
             SuanpanError: _refused,
@@ -171,6 +190,8 @@ def _day_us(text: str | None, name: str) -> int | None:
 
 
 def _refused(request: AnyRequest, error: SuanpanError) -> Response[bytes]:
+    if is_ours(request.url.path):
+        return refusal(error)
     status, headers, body = error_answer(error, request.headers.get("x-request-id", "")[:64])
     kept = {
         name.decode(): value.decode()
@@ -201,6 +222,8 @@ def _problem(problem: dict[str, Any], status: int) -> Response[bytes]:
 
 def _http_error(request: AnyRequest, error: HTTPException) -> Response[bytes]:
     """OpenAI's shape under /v1, problem+json (RFC 9457) elsewhere."""
+    if is_ours(request.url.path):
+        return http_problem(error)
     if request.url.path.startswith("/v1/") and error.status_code == HTTP_404_NOT_FOUND:
         return _refused(
             request, NotFound(f"Unknown request URL: {request.method} {request.url.path}")

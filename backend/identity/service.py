@@ -45,7 +45,7 @@ from backend.identity.names import (
     name_stream,
 )
 from backend.identity.person import NAME, PERSON, Name, Person
-from backend.journal.commands import Command, Landed, Outcome, Refused
+from backend.journal.commands import Command, Landed, Outcome, Refuse, Refused
 from backend.journal.entity_ids import next_entity_id
 from backend.journal.fold import Folds
 from backend.journal.units import Part
@@ -65,7 +65,7 @@ from backend.kit.secrets import (
 )
 from schemas.errors import BadRequest, Conflict, NotFound, SuanpanError
 from schemas.identity import KeyCreated, PasswordSet, PersonRegistered
-from schemas.ids import KeyId, PersonId, id_of, key_stream, person_stream
+from schemas.ids import KeyId, PersonId, StreamName, id_of, key_stream, person_stream
 
 IDENTITY_FOLDS: Final = Folds([PERSON, NAME, KEY])
 REASON_CHARS_MAX: Final = 500
@@ -208,8 +208,9 @@ class Identity:
         if not reason.strip() or len(reason) > REASON_CHARS_MAX:
             raise BadRequest(f"A reason has 1 to {REASON_CHARS_MAX} characters.")
         stream = person_stream(person)
-        if (await self.state_of(person)).forgotten:
-            raise NotFound("There is no such user.")
+        if (await self._state_at(stream)).forgotten:
+            # Not raised: a command that was recorded before answers as it did. No key is made.
+            return Part((stream,), lambda standings, at_us: Refuse(NoSuchPerson()))
         seal_at = self._seal_at(await self.data_keys.make(person), reason, stream)
         return Part(
             (stream,),
@@ -234,9 +235,7 @@ class Identity:
         if person is None:
             return None
         stream = person_stream(person)
-        async with self._pool.connection() as connection:
-            found = await load_states(connection, IDENTITY_FOLDS, (stream,))
-        state: Person = found[stream][1] if stream in found else Person()
+        state = await self._state_at(stream)
         return person if is_invitation(state, invitation_hmac(self._secret, code)) else None
 
     async def prepare_invitation(self, code: str) -> Invitation:
@@ -289,6 +288,13 @@ class Identity:
             async for stream, _, state in states_of_kind(connection, IDENTITY_FOLDS, KEY.kind):
                 if person is None or state.person == person:
                     yield KeyId(int(id_of(stream))), state
+
+    async def _state_at(self, stream: StreamName) -> Person:
+        """The person's state; that of nobody where there is none."""
+        async with self._pool.connection() as connection:
+            found = await load_states(connection, IDENTITY_FOLDS, (stream,))
+        state: Person = found[stream][1] if stream in found else Person()
+        return state
 
     async def _make_key(
         self, asked: KeyAsked, person: PersonId, text: str | None

@@ -38,12 +38,19 @@ def wrapped_in(epoch: Epoch, key: DataKey, aad: bytes, nonce: bytes) -> bytes:
     return EPOCH_MARK + epoch.epoch + epoch.key.wrap_data_key(key, aad, nonce)
 
 
+def epoch_of(wrapped: bytes) -> bytes | None:
+    """The epoch that a wrapped key needs; None: the site's secret alone."""
+    if not wrapped.startswith(EPOCH_MARK):
+        return None
+    return wrapped[len(EPOCH_MARK) : _HEAD_BYTES]
+
+
 def open_row(secret: SiteSecret, row: WrappedRow) -> DataKey:
     """Raises SealBroken: another secret, changed bytes, or its epoch was destroyed."""
     aad = wrap_aad(row.account, row.key_epoch)
-    if not row.wrapped.startswith(EPOCH_MARK):
+    named = epoch_of(row.wrapped)
+    if named is None:
         return secret.unwrap_data_key(row.wrapped, aad)
-    named = row.wrapped[len(EPOCH_MARK) : _HEAD_BYTES]
     if row.epoch_wrapped is None or row.epoch != named:
         raise SealBroken("A data key's epoch was destroyed: nothing opens it any more.")
     epoch_key = secret.unwrap_epoch_key(row.epoch_wrapped, epoch_aad(named))

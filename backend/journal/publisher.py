@@ -9,12 +9,19 @@ import asyncio
 import contextlib
 from collections.abc import Sequence
 from typing import Final, Literal
+from uuid import UUID
 
 import msgspec
 import structlog
 
 from backend.journal.kafka_check import Ahead, InStep, compare, identity_of
-from backend.journal.keys_topic import key_record, site_record
+from backend.journal.keys_topic import (
+    EpochRecord,
+    KeyRecord,
+    epoch_record,
+    key_record,
+    site_records,
+)
 from backend.journal.publisher_place import (
     AHEAD,
     CLOSE_SITE,
@@ -24,17 +31,23 @@ from backend.journal.publisher_place import (
     Place,
     begin_again,
     lead,
-    list_unpublished_keys,
-    mark_published,
     move,
     take_lock,
 )
 from backend.journal.reader import read_page, site_of
+from backend.journal.unpublished_keys import (
+    list_tombstones,
+    list_unpublished_epochs,
+    list_unpublished_keys,
+    mark_epochs_published,
+    mark_published,
+    mark_tombstones_published,
+)
 from backend.journal.wake import LogWatch
 from backend.kit.clock import Clock, Randomness
 from backend.kit.kafka import MalformedRecord
 from backend.kit.kafka_admin import KafkaUnavailable, ensure_topics
-from backend.kit.kafka_outlet import Outlet, outgoing_of, outlet
+from backend.kit.kafka_outlet import Outgoing, Outlet, outgoing_of, outlet
 from backend.kit.postgres import Connection, DatabaseError, connect
 from backend.kit.tasks import ended, vital
 from schemas.errors import SiteProblem
@@ -45,6 +58,8 @@ KEYS_MAX: Final = 1_000
 SEND_TIMEOUT_S: Final = 30.0
 CHECK_EVERY_S: Final = 30.0
 """How often an idle leader asks whether Kafka is still the one that was filled."""
+NAME_SITE_EVERY_S: Final = 12 * 3600.0
+"""How often each partition of the keys' topic is given a record, so that Kafka compacts it."""
 STANDBY_S: Final = 2.0
 BACKOFF_S: Final = (0.2, 1.0, 3.0, 8.0)
 
@@ -146,9 +161,7 @@ class Publisher:
                 _log.warning("kafka is filled from the start", reason=verdict.reason)
                 place = await begin_again(connection, place.leader_epoch, identity)
             async with outlet(self._bootstrap, client_id="suanpan-publisher") as out:
-                # Whoever restores from Kafka alone begins the chains with it.
-                await out.send([site_record(site_id)], timeout_s=SEND_TIMEOUT_S)
-                await self._publish(connection, out, place)
+                await self._publish(connection, out, place, site_id)
         raise AssertionError("publishing ends by an error or a cancellation")
 
     async def _close_site(self, connection: Connection, verdict: Ahead) -> float:
@@ -163,12 +176,18 @@ class Publisher:
         )
         return self._jittered(STANDBY_S)
 
-    async def _publish(self, connection: Connection, out: Outlet, place: Place) -> None:
+    async def _publish(
+        self, connection: Connection, out: Outlet, place: Place, site_id: UUID
+    ) -> None:
         position, leader_epoch = place.position, place.leader_epoch
         self._failures = 0
-        checked_s = self._clock.monotonic_s()
+        checked_s, named_s = self._clock.monotonic_s(), -NAME_SITE_EVERY_S
         while True:
             self._say("publishing")
+            if self._clock.monotonic_s() - named_s > NAME_SITE_EVERY_S:
+                # Whoever restores from Kafka alone begins the chains with it.
+                await out.send(site_records(site_id), timeout_s=SEND_TIMEOUT_S)
+                named_s = self._clock.monotonic_s()
             page = await read_page(connection, position, PAGE_ROWS)
             # After the page, so that each key a page's events need is among these or sent before.
             await self._send_keys(connection, out, leader_epoch)
@@ -192,9 +211,18 @@ class Publisher:
         return page[-1].position
 
     async def _send_keys(self, connection: Connection, out: Outlet, leader_epoch: int) -> None:
+        # Listed first and sent last: no key's end goes out before what replaced it.
+        tombstones = await list_tombstones(connection, KEYS_MAX)
+        if epochs := await list_unpublished_epochs(connection, KEYS_MAX):
+            await out.send([epoch_record(epoch) for epoch in epochs], timeout_s=SEND_TIMEOUT_S)
+            await mark_epochs_published(connection, leader_epoch, epochs)
         while keys := await list_unpublished_keys(connection, KEYS_MAX):
             await out.send([key_record(key) for key in keys], timeout_s=SEND_TIMEOUT_S)
             await mark_published(connection, leader_epoch, keys)
+        if tombstones:
+            ends = [_end_of(tombstone.record) for tombstone in tombstones]
+            await out.send(ends, timeout_s=SEND_TIMEOUT_S)
+            await mark_tombstones_published(connection, leader_epoch, tombstones)
 
     def _say(self, state: State, reason: str = "") -> None:
         self.status = PublisherStatus(state, reason, self._rows_sent)
@@ -206,3 +234,7 @@ class Publisher:
 
     def _jittered(self, pause_s: float) -> float:
         return pause_s * (0.5 + self._randomness.bits(16) / 2**17)
+
+
+def _end_of(record: KeyRecord | EpochRecord) -> Outgoing:
+    return key_record(record) if isinstance(record, KeyRecord) else epoch_record(record)

@@ -45,18 +45,12 @@ WITH mine AS (
     DELETE FROM publisher_heads USING mine
 ), keys AS (
     UPDATE data_keys SET published = false FROM mine WHERE data_keys.published
+), epochs AS (
+    UPDATE key_epochs SET published = false FROM mine WHERE key_epochs.published
+), tombstones AS (
+    UPDATE key_tombstones SET published = false FROM mine WHERE key_tombstones.published
 )
 SELECT count(*) FROM mine
-"""
-LIST_KEYS: Final = """
-SELECT account, key_epoch, wrapped FROM data_keys WHERE NOT published
-ORDER BY account, key_epoch LIMIT %(count_max)s
-"""
-MARK_KEYS: Final = """
-UPDATE data_keys k SET published = true
-FROM json_to_recordset(%(keys)s::json) AS i(account bigint, key_epoch integer),
-    publisher p
-WHERE k.account = i.account AND k.key_epoch = i.key_epoch AND p.leader_epoch = %(leader_epoch)s
 """
 LAG: Final = """
 WITH behind AS (
@@ -122,12 +116,6 @@ class Lag(msgspec.Struct, frozen=True):
     """Age of the oldest of them."""
 
 
-class DataKey(msgspec.Struct, frozen=True):
-    account: int
-    key_epoch: int
-    wrapped: bytes
-
-
 async def take_lock(connection: Connection) -> bool:
     """Whether we lead now, for as long as `connection` lives."""
     row = await fetch_one(connection, TAKE_LOCK, {"key": LOCK_KEY})
@@ -184,24 +172,6 @@ async def move(
         "heads": _ENCODER.encode(rows).decode(),
     }
     _expect_mine(await fetch_one(connection, MOVE, arguments))
-
-
-async def list_unpublished_keys(connection: Connection, count_max: int) -> list[DataKey]:
-    """Wrapped data keys that `suanpan.keys` does not have yet."""
-    rows = await fetch_all(connection, LIST_KEYS, {"count_max": count_max})
-    return [DataKey(account, key_epoch, bytes(wrapped)) for account, key_epoch, wrapped in rows]
-
-
-async def mark_published(
-    connection: Connection, leader_epoch: int, keys: Sequence[DataKey]
-) -> None:
-    """These keys are acknowledged; without effect for a leader of the past."""
-    rows = [{"account": key.account, "key_epoch": key.key_epoch} for key in keys]
-    arguments: dict[str, Any] = {
-        "leader_epoch": leader_epoch,
-        "keys": _ENCODER.encode(rows).decode(),
-    }
-    await connection.execute(MARK_KEYS, arguments)
 
 
 async def find_lag(connection: Connection) -> Lag:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
-from typing import Final, Protocol
+from typing import Final
 from uuid import UUID
 
 import msgspec
@@ -17,6 +17,7 @@ import structlog
 from backend.journal.fold import Folds
 from backend.journal.importing import Importer, OpenRequests, no_open_requests, wait_for_lock
 from backend.journal.kafka_check import identity_of
+from backend.journal.keys_survey import KeysSurvey, SealedThings, survey_keys
 from backend.journal.keys_topic import KeyRecord, SiteRecord, read_record
 from backend.journal.publisher_place import RESTORING, Head, begin_again, lead, move
 from backend.journal.wake import NOTIFY
@@ -35,8 +36,12 @@ SELECT application_name FROM pg_stat_activity
 WHERE datname = current_database() AND pid <> pg_backend_pid()
     AND application_name LIKE 'suanpan %' LIMIT 1
 """
-DO_NOT_WAIT_FOR_DISK: Final = "SELECT set_config('synchronous_commit', %(setting)s, false)"
-KEYS_PUBLISHED: Final = "UPDATE data_keys SET published = true WHERE NOT published"
+DO_NOT_WAIT_FOR_DISK: Final = "SELECT set_config('synchronous_commit', 'off', false)"
+WAIT_FOR_DISK: Final = "SELECT set_config('synchronous_commit', 'on', false)"
+KEYS_PUBLISHED: Final = """
+WITH epochs AS (UPDATE key_epochs SET published = true WHERE NOT published)
+UPDATE data_keys SET published = true WHERE NOT published
+"""
 BEGIN_EPOCH: Final = """
 UPDATE site SET epoch = %(epoch)s, read_only_reason = NULL WHERE read_only_reason = %(reason)s
 """
@@ -55,34 +60,26 @@ Progress = Callable[[int, int], None]
 _log = structlog.get_logger("journal.restore")
 
 
-class SealedThings(Protocol):
-    """Who can tell whether something was sealed with the secret at hand, and keeps keys."""
-
-    def opens_key(self, key: KeyRecord) -> bool: ...
-
-    def opens_event(self, row: Recorded) -> bool | None: ...
-
-    async def store(self, connection: Connection, keys: Sequence[KeyRecord]) -> int: ...
-
-
 class Restored(msgspec.Struct, frozen=True):
-    """What the database holds now. `keys_unreadable`: records that SECRET does not open."""
+    """What the database holds now. `keys_missing`: people whose data key is nowhere, and who are
+    not forgotten either: what was sealed with it cannot be read.
+    """
 
     site_id: str
     epoch: int
     events: int
     streams: int
     data_keys: int
-    keys_unreadable: int
+    keys_missing: int
 
 
 class _Survey(msgspec.Struct, frozen=True):
-    """What Kafka says before anything is written. `dead`: keys that have a tombstone."""
+    """What Kafka says before anything is written."""
 
     site_id: UUID
     identity: ClusterIdentity
     records: int
-    dead: frozenset[tuple[int, int]]
+    keys: KeysSurvey
 
 
 @asynccontextmanager
@@ -123,7 +120,6 @@ class Restore:
         self._survey: Final = survey
         self._heads: Final[dict[tuple[str, int], Head]] = {}
         self._epoch_max = 0
-        self._unreadable = 0
 
     async def import_log(
         self, progress: Progress, open_requests: OpenRequests = no_open_requests
@@ -133,7 +129,7 @@ class Restore:
         Raises SiteProblem naming the first record that does not verify; as `restoring`.
         """
         # A crash of the server loses only what the next run brings again.
-        await self._connection.execute(DO_NOT_WAIT_FOR_DISK, {"setting": "off"})
+        await self._connection.execute(DO_NOT_WAIT_FOR_DISK)
         importer = Importer(self._connection, self._folds, self._survey.site_id)
         try:
             events = await self._import_events(importer, progress)
@@ -145,22 +141,24 @@ class Restore:
 
     async def finish(self) -> Restored:
         """Begins the new epoch, sets the publisher's place at Kafka's end, and opens the site."""
-        await self._connection.execute(DO_NOT_WAIT_FOR_DISK, {"setting": "on"})
-        if await identity_of(self._bootstrap) != self._survey.identity:
+        await self._connection.execute(WAIT_FOR_DISK)
+        identity = self._survey.identity
+        if await identity_of(self._bootstrap) != identity:
             raise SiteProblem("Kafka was replaced during the restore: begin with an empty database")
         # Above all that Kafka holds, so that every record there lies before the publisher's place.
         epoch = self._epoch_max + 1
         async with self._connection.transaction():
             place = await lead(self._connection)
-            await begin_again(self._connection, place.leader_epoch, self._survey.identity)
+            await begin_again(self._connection, place.leader_epoch, identity)
             end = Position(epoch, 0, 0)
             await move(self._connection, place.leader_epoch, end, self._heads)
             await self._connection.execute(KEYS_PUBLISHED)
             await self._connection.execute(BEGIN_EPOCH, {"epoch": epoch, "reason": RESTORING})
             await self._connection.execute(NOTIFY)
         events, streams, keys = await fetch_one(self._connection, COUNT) or (0, 0, 0)
+        missing = await self._sealed.count_missing(self._connection)
         _log.warning("restored", epoch=epoch, events=events, streams=streams)
-        return Restored(str(self._survey.site_id), epoch, events, streams, keys, self._unreadable)
+        return Restored(str(self._survey.site_id), epoch, events, streams, keys, missing)
 
     async def _import_events(self, importer: Importer, progress: Progress) -> int:
         await importer.begin()
@@ -168,8 +166,7 @@ class Restore:
         reading = read_topics(self._bootstrap, EVENT_TOPICS, records_max=BATCH_RECORDS)
         async with aclosing(reading) as batches:
             async for batch in batches:
-                rows = self._read(batch)
-                events += len(await importer.take(rows))
+                events += len(await importer.take(self._read(batch)))
                 done += len(batch)
                 progress(done, self._survey.records)
         return events
@@ -184,16 +181,13 @@ class Restore:
 
     async def _import_keys(self) -> None:
         """After the events: who was forgotten is known by now, and a key of theirs stays away."""
+        keys = self._survey.keys
+        await self._sealed.store_epochs(self._connection, keys.epochs())
         async with aclosing(read_topics(self._bootstrap, (KEYS_TOPIC,))) as batches:
             async for batch in batches:
-                keys = [
-                    key
-                    for key in _keys_of(batch)
-                    if key.wrapped is not None
-                    and (key.account, key.key_epoch) not in self._survey.dead
-                ]
-                async with self._connection.transaction():
-                    self._unreadable += await self._sealed.store(self._connection, keys)
+                records = [one for one in map(read_record, batch) if isinstance(one, KeyRecord)]
+                living = [one for one in records if keys.lives(one)]
+                await self._sealed.store_keys(self._connection, living)
 
 
 async def _expect_alone(connection: Connection) -> None:
@@ -241,24 +235,13 @@ async def _survey(bootstrap: str, sealed: SealedThings) -> _Survey:
     records = await count_records(bootstrap, EVENT_TOPICS)
     if not records:
         raise SiteProblem("Kafka holds no event of a site: there is nothing to restore")
-    site: SiteRecord | None = None
-    dead: set[tuple[int, int]] = set()
-    opened: bool | None = None
-    async with aclosing(read_topics(bootstrap, (KEYS_TOPIC,))) as batches:
-        async for batch in batches:
-            site = next((one for one in reversed(_sites_of(batch))), site)
-            for key in _keys_of(batch):
-                if key.wrapped is None:
-                    dead.add((key.account, key.key_epoch))
-                elif not opened:
-                    opened = sealed.opens_key(key)
-    if opened is None:
-        opened = await _opens_an_event(bootstrap, sealed)
+    keys = await survey_keys(bootstrap, sealed)
+    opened = await _opens_an_event(bootstrap, sealed) if keys.opened is None else keys.opened
     if not opened:
         raise SiteProblem(
             "SECRET is not the one this site was made with: what Kafka holds does not open with it"
         )
-    return _Survey(_expect_site(site), identity, records, frozenset(dead))
+    return _Survey(_expect_site(keys.site), identity, records, keys)
 
 
 async def _check_partitions(bootstrap: str) -> None:
@@ -294,11 +277,3 @@ async def _opens_an_event(bootstrap: str, sealed: SealedThings) -> bool:
                 if opened is not None:
                     return opened
     return True
-
-
-def _keys_of(batch: Sequence[Record]) -> list[KeyRecord]:
-    return [one for one in map(read_record, batch) if isinstance(one, KeyRecord)]
-
-
-def _sites_of(batch: Sequence[Record]) -> list[SiteRecord]:
-    return [one for one in map(read_record, batch) if isinstance(one, SiteRecord)]

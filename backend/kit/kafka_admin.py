@@ -32,6 +32,9 @@ REQUEST_TIMEOUT_S: Final = 15.0
 
 _UNKNOWN_TOPIC: Final = 3
 _FOREVER: Final = {"retention.ms": "-1", "retention.bytes": "-1"}
+_COMPACTED: Final = {"max.compaction.lag.ms": "86400000"}
+"""What a record supersedes, or a tombstone ends, is gone from the disk a day later: without this
+the newest segment, and with it every key that should be forgotten, is never compacted."""
 
 _log = structlog.get_logger("kit.kafka")
 
@@ -49,8 +52,13 @@ class TopicSpec(msgspec.Struct, frozen=True):
     partitions: int
     cleanup_policy: str = "delete"
 
+    @property
+    def kept(self) -> dict[str, str]:
+        """Settings that are put right where they differ."""
+        return {**_FOREVER, **_COMPACTED} if self.cleanup_policy == "compact" else _FOREVER
+
     def configs(self, replication_factor: int) -> dict[str, str]:
-        configs = {"cleanup.policy": self.cleanup_policy, **_FOREVER}
+        configs = {"cleanup.policy": self.cleanup_policy, **self.kept}
         if replication_factor > 2:
             # With acks=all, an acknowledged record survives the loss of one broker.
             configs["min.insync.replicas"] = "2"
@@ -92,8 +100,8 @@ async def ensure_topics(
 ) -> None:
     """Makes the topics that are missing and checks those that are there.
 
-    A limited retention is set to "forever", and logged: it would delete the bill. Any other
-    difference raises SiteProblem. Raises KafkaUnavailable.
+    A limited retention is set to "forever", and logged: it would delete the bill. The keys' topic
+    is told how soon to compact. Any other difference raises SiteProblem. Raises KafkaUnavailable.
     """
     async with connected(bootstrap, timeout_s) as client:
         names = tuple(spec.name for spec in specs)
@@ -218,7 +226,7 @@ def _check_partitions(spec: TopicSpec, partitions: int) -> None:
 
 
 async def _check_configs(client: AIOKafkaClient, specs: Sequence[TopicSpec]) -> None:
-    keys = ["cleanup.policy", *_FOREVER]
+    keys = ["cleanup.policy", *_FOREVER, *_COMPACTED]
     request = DescribeConfigsRequest([(TOPIC_RESOURCE, spec.name, keys) for spec in specs], False)
     answer: Any = await client.send(client.get_random_node(), request)
     for code, message, _, name, entries in answer.resources:
@@ -231,18 +239,21 @@ async def _check_configs(client: AIOKafkaClient, specs: Sequence[TopicSpec]) -> 
                 f"Kafka topic {name} has cleanup.policy={values['cleanup.policy']} and must have "
                 f"{spec.cleanup_policy}: change it with kafka-configs.sh --alter"
             )
-        limited = {key: values[key] for key in _FOREVER if values[key] != _FOREVER[key]}
-        if limited:
-            await _keep_forever(client, name, limited)
+        differing = {key: values[key] for key in spec.kept if values[key] != spec.kept[key]}
+        if differing:
+            await _put_right(client, spec, differing)
 
 
-async def _keep_forever(client: AIOKafkaClient, topic: str, limited: dict[str, str]) -> None:
-    wanted = {key: _FOREVER[key] for key in limited}
-    answer: Any = await client.send(client.get_random_node(), SetTopicConfigsRequest(topic, wanted))
+async def _put_right(client: AIOKafkaClient, spec: TopicSpec, differing: dict[str, str]) -> None:
+    wanted = {key: spec.kept[key] for key in differing}
+    answer: Any = await client.send(
+        client.get_random_node(), SetTopicConfigsRequest(spec.name, wanted)
+    )
     for code, message, _, _ in answer.resources:
         if code:
             raise SiteProblem(
-                f"Kafka topic {topic} would delete its records ({limited}), and the change was "
-                f"refused ({message or for_code(code)}): set both to -1 with kafka-configs.sh"
+                f"Kafka topic {spec.name} would keep its records too short or too long "
+                f"({differing}), and the change was refused ({message or for_code(code)}): set "
+                f"{wanted} with kafka-configs.sh"
             )
-    _log.warning("kafka retention changed", topic=topic, was=limited, now=wanted)
+    _log.warning("kafka retention changed", topic=spec.name, was=differing, now=wanted)

@@ -119,7 +119,7 @@ class EpochKey(DataKey):
 
     def wrap_data_key(self, key: DataKey, aad: bytes, nonce: bytes) -> bytes:
         """`key` sealed for storing outside; `aad` binds it to its account."""
-        return self.seal(key._raw, aad, nonce)  # pyright: ignore[reportPrivateUsage]
+        return self.seal(key._raw, aad, nonce)  # pyright: ignore[reportPrivateUsage] # noqa: SLF001
 
     def unwrap_data_key(self, wrapped: bytes, aad: bytes) -> DataKey:
         """Raises SealBroken."""

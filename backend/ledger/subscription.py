@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from calendar import monthrange
 from collections.abc import Mapping
-from datetime import datetime, timedelta
+from datetime import datetime
 from functools import lru_cache
 from typing import Final
 from zoneinfo import ZoneInfo
@@ -220,5 +220,5 @@ def period_of(anchor_us: int, time_zone: str, at_us: int) -> int:
     raise AssertionError(f"no month before {at_us} counted from {anchor_us}")
 
 
-DOUBLE_CLICK_US: Final = int(timedelta(seconds=10) / timedelta(microseconds=1))
+DOUBLE_CLICK_US: Final = 10 * _S_US
 """The same purchase asked for again within this time, without a key of its own, is one."""

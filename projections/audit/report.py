@@ -45,12 +45,11 @@ class Coverage(msgspec.Struct, frozen=True):
 
 
 UNPROVEN_SINCE: Final = (
-    "Rows before the seal were counted, and each stream's head is the sealed one: a change of "
-    + "their bytes that left no other trace is found by a full audit only.",
+    "Rows before the seal were counted and heads compared: only a full audit hashes them again.",
     "States, sums and prices before the seal are the checkpoint's: its signature covers them.",
     "Statement lines, requests and usage were compared only for accounts written to since.",
     "Recorded commands before the seal were not looked up again.",
-    "Kafka's records were not compared with the table.",
+    "Kafka's records, where there are any, were not compared with the table.",
 )
 """Of an incremental audit; a full one leaves nothing of it out."""
 

@@ -83,6 +83,11 @@ class Request:
         return next((e.usage for e in ends if e.basis is Basis.REPORTED), None)
 
     @property
+    def attempts(self) -> int:
+        """How often a provider was asked, as the outcome tells."""
+        return max((end.served.attempts for end in (*self.settled, *self.released)), default=0)
+
+    @property
     def troubled(self) -> bool:
         """Its end says that something went wrong on the way."""
         ends = (*self.settled, *self.released)

@@ -85,7 +85,7 @@ class Ground:
             named = int(self.gate_kafka.address.rpartition(":")[2])
             self.broker = GatedBroker(self._jars, self.folder / "kafka", port=port, named=named)
             self.gate_kafka.lead_to(self.broker.inner_port)
-            self.broker.start()
+            await self.broker.begin()
             self._stack.callback(self.broker.stop)
         await asyncio.to_thread(migrate, self.machines.owner_url, self.machines.app_url)
 
@@ -104,7 +104,8 @@ class Ground:
         if self.broker is not None:
             self.roles.append(self.publisher)
         for role in self.roles:
-            self._stack.callback(role.end)
+            # In a thread: what it still has to write passes through our gateways.
+            self._stack.push_async_callback(asyncio.to_thread, role.end)
         # Side by side they would only wait for one another's processor.
         await asyncio.gather(*(role.start() for role in self.roles))
 

@@ -157,7 +157,12 @@ class Load:
         )
 
     async def __aenter__(self) -> Load:
-        self._tasks = [asyncio.create_task(self._caller()) for _ in range(self._width)]
+        # Each caller keeps to one process, as a balancer's client would: one that hangs stops its
+        # own callers, not all of them.
+        self._tasks = [
+            asyncio.create_task(self._caller(self._urls[number % len(self._urls)]))
+            for number in range(self._width)
+        ]
         return self
 
     async def __aexit__(
@@ -211,7 +216,7 @@ class Load:
         async with asyncio.timeout(timeout_s), self._changed:
             await self._changed.wait_for(lambda: not self.in_flight)
 
-    async def _caller(self) -> None:
+    async def _caller(self, url: str) -> None:
         while not self._stopping:
             await self.up.wait()
             if self._stopping:
@@ -226,7 +231,7 @@ class Load:
             self.on_start()
             self.tell("invoke", call)
             try:
-                await call.make(self._client, self._chance.choice(self._urls))
+                await call.make(self._client, url)
             finally:
                 self.in_flight.discard(call)
                 self.tell("return", call)

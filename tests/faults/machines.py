@@ -5,6 +5,7 @@ They are the product's own embedded servers without its supervisor, which would 
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import shutil
@@ -21,7 +22,7 @@ from backend.kit.embedded.postgres import APP, OWNER, SUPERUSER, EmbeddedPostgre
 from backend.kit.embedded.programs import reachable_postgres, reachable_valkey
 from backend.kit.embedded.state import kept_or_free_port, new_state
 from backend.kit.embedded.valkey import EmbeddedValkey
-from scripts.kafka import Broker
+from scripts.kafka import READY_TIMEOUT_S, Broker, find_java
 
 EXTRA_CONFIG = """
 archive_mode = on
@@ -117,6 +118,25 @@ class GatedBroker(Broker):
         super().__init__(jars, data_dir, port=port)
         self.inner_port = kept_or_free_port(0)
         self._named = named
+        self._waits = True
+
+    async def begin(self) -> None:
+        """`start`, with the event loop running on; the process is still made in this thread."""
+        await asyncio.to_thread(self._prepare)
+        self._waits = False
+        self.start()
+        self._waits = True
+        await asyncio.to_thread(self.wait_ready)
+
+    def _prepare(self) -> None:
+        self._data_dir.mkdir(parents=True, exist_ok=True)
+        properties = self._write_properties()
+        if not (self._data_dir / "log" / "meta.properties").exists():
+            self._format(find_java(), properties)
+
+    def wait_ready(self, *, timeout_s: float = READY_TIMEOUT_S) -> None:
+        if self._waits:
+            super().wait_ready(timeout_s=timeout_s)
 
     def _write_properties(self) -> Path:
         properties = super()._write_properties()

@@ -28,9 +28,14 @@ MOMENT_TIMEOUT_S = 20.0
 HOUR_US = 3_600_000_000
 
 
+def tell_nobody(what: str, seen: Seen) -> None:
+    """For `FakeUpstream.tell`, when nothing is waited for any more."""
+    del what, seen
+
+
 class KilledMidStream(Nemesis):
     fault, what = "F3", "API killed at a random moment of its calls"
-    rounds_short = 4
+    rounds_short = 3
     lasts_s = (0.0, 0.2)
     signs = ("arrived", "chunk", "reported")
 
@@ -52,6 +57,7 @@ class KilledMidStream(Nemesis):
         ground.upstream.tell = tell
         async with asyncio.timeout(MOMENT_TIMEOUT_S):
             await reached.wait()
+        ground.upstream.tell = tell_nobody
         await asyncio.sleep(chance.uniform(0, 0.02))
         self._role.kill()
 
@@ -83,6 +89,7 @@ class Moment(Nemesis):
         raise NotImplementedError
 
     def kill(self, ground: Ground) -> None:
+        ground.upstream.tell = tell_nobody
         ground.api_a.kill()
         self._killed.set()
 
@@ -163,6 +170,7 @@ class KilledBeforeSettlement(Moment):
 
 class OffsetLost(Nemesis):
     fault, what = "F5", "projector killed after its commit, before Kafka has the offset"
+    rounds_short = 1
     lasts_s = (0.0, 0.1)
 
     async def inject(self, ground: Ground, load: Load, chance: Random) -> None:
@@ -182,7 +190,7 @@ class OffsetLost(Nemesis):
 
 class ProjectorKilled(Nemesis):
     fault, what = "F6", "projector killed mid-batch"
-    rounds_short = 3
+    rounds_short = 1
     lasts_s = (0.0, 0.3)
 
     async def inject(self, ground: Ground, load: Load, chance: Random) -> None:
@@ -195,7 +203,7 @@ class ProjectorKilled(Nemesis):
 
 class AskedToStop(Nemesis):
     fault, what = "F7", "API asked to stop under load"
-    rounds_short = 2
+    rounds_short = 1
     lasts_s = (0.0, 0.1)
 
     def __init__(self) -> None:
@@ -223,7 +231,7 @@ class AskedToStop(Nemesis):
 
 class Asleep(Nemesis):
     fault, what = "F8", "API asleep past its leases, others at random"
-    rounds_short = 2
+    rounds_short = 1
     lasts_s = (2.6, 3.2)
 
     def __init__(self) -> None:

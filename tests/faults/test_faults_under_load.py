@@ -7,7 +7,7 @@ from random import Random
 
 import pytest
 
-from tests.faults import process_faults
+from tests.faults import network_faults, process_faults, provider_faults, server_faults
 from tests.faults.figures import Report
 from tests.faults.ground import Ground
 from tests.faults.nemesis import Nemesis, run_fault
@@ -24,6 +24,27 @@ NEMESES: tuple[Callable[[], Nemesis], ...] = (
     process_faults.Asleep,
     process_faults.ClockJumps,
     process_faults.NoDescriptors,
+    server_faults.DatabaseRestarts,
+    server_faults.BackendsKilled,
+    server_faults.Deadlock,
+    network_faults.DatabaseSlow,
+    network_faults.DatabaseRefuses,
+    network_faults.DatabaseDeaf,
+    network_faults.DatabaseMute,
+    network_faults.DatabaseThrottled,
+    network_faults.DatabaseBlackhole,
+    network_faults.ProviderReset,
+    provider_faults.ProviderModes,
+    provider_faults.SlowProvider,
+    provider_faults.HangsUp,
+    provider_faults.ReadsSlowly,
+    server_faults.ValkeyGone,
+    server_faults.Rebuilt,
+    process_faults.OffsetLost,
+    server_faults.OffsetsRewound,
+    network_faults.KafkaSplit,
+    server_faults.KafkaKilled,
+    server_faults.KafkaWiped,
 )
 """In an order in which the dear ones come last."""
 NEED_KAFKA = {"F5", "F13", "F14", "F15"}

@@ -64,7 +64,7 @@ async def process_of(
     watch.start()
     writer = Writer(database_url, ALL_FOLDS, clock, randomness, watch)
     writer.start()
-    keys, people, channels = KeyView(site_secret), PersonView(), CatalogView(site_secret)
+    keys, people, channels = KeyView(site_secret), PersonView(), CatalogView(site_secret, clock)
     async with make_pool(database_url, application="test", size_max=4) as pool:
         identity = Identity(writer, pool, site_secret, clock, randomness)
         catalog = Catalog(writer, pool, site_secret, randomness)

@@ -40,7 +40,7 @@ async def test_a_model_is_available_once_it_has_a_channel_and_a_price(database: 
         assert site.channels.available("gpt")
         assert not site.channels.available("o3")
         assert not site.channels.available("priced only")
-        priced = site.channels.price_of("gpt")
+        priced = site.channels.price_of("gpt", time.time_ns() // 1_000)
         assert priced is not None
         assert (priced.price, priced.ref) == (PRICE, PriceRef("gpt", 1))
         await site.catalog.disable_channel(added.channel, "broken")
@@ -133,7 +133,7 @@ async def test_price_versions_are_immutable_and_the_same_price_is_no_new_one(
             with pytest.raises(NotFound):
                 await site.catalog.prices.price_at("gpt:4", version)
         await caught_up(site)
-        priced = site.channels.price_of("gpt:4")
+        priced = site.channels.price_of("gpt:4", time.time_ns() // 1_000)
         assert priced is not None
         assert priced.ref.version == len(prices)
         with pytest.raises(BadRequest, match="free"):

@@ -25,7 +25,7 @@ WHERE stream = 'account:1'
 class Shell:
     """Runs commands against one site."""
 
-    def __init__(self, database: Database, data_dir: Path) -> None:
+    def __init__(self, database: Database, data_dir: Path, **settings: str) -> None:
         self.data_dir = data_dir
         self._environment = {
             "PATH": os.environ["PATH"],
@@ -34,6 +34,7 @@ class Shell:
             "DATABASE_URL": database.app_url,
             "DATABASE_OWNER_URL": database.owner_url,
             "SECRET": SECRET,
+            **settings,
         }
 
     def __call__(self, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
@@ -101,6 +102,16 @@ def test_what_cannot_be_is_said_on_stderr(anna: Shell) -> None:
         ("grant", "--user", "anna", "--points", "1e3", "--reason", "x"): "plain decimal",
         ("grant", "--user", "anna", "--points", "0.0000001", "--reason", "x"): "six decimals",
         ("key", "create", "--user", "anna", "--expires", "soon"): "no time",
+        ("key", "create", "--user", "anna", "--quota", "0"): "more than zero",
+        ("key", "create", "--user", "anna", "--quota", "1e3"): "plain decimal",
+        ("key", "create", "--user", "anna", "--reset", "daily"): "needs a quota",
+        ("key", "create", "--user", "anna", "--reset", "hourly"): "monthly",
+        ("key", "create", "--user", "anna", "--addresses", "10.0.0.0/33"): "no network",
+        ("key", "create", "--user", "anna", "--concurrency", "0"): "from 1",
+        ("key", "create", "--user", "anna", "--group", "A B"): "a-z",
+        ("key", "create", "--user", "anna", "--scopes", "root"): "no scope",
+        ("key", "create", "--user", "anna", "--scopes", "admin"): "administrator",
+        ("invitation", "issue", "--user", "bert"): "no user",
         ("key", "revoke", "12345"): "no such key",
         ("price", "set", "--model", "m"): "--per-1k-input",
         ("price", "set", "--model", "m", "--per-call", "-1"): "not negative",
@@ -157,6 +168,53 @@ def test_a_key_is_shown_once_listed_and_revoked_by_number_or_text(anna: Shell) -
     listed = anna("key", "list", "--user", "anna", "--json").stdout
     assert first["key"] not in listed
     assert [key["revoked"] for key in msgspec.json.decode(listed)["keys"]] == [True, True]
+
+
+def test_a_key_is_bound_by_its_options_and_listed_with_them(shell: Shell) -> None:
+    shell.json("user", "create", "root", "--admin", "--password-stdin", stdin="a password\n")
+    plain = shell.json("key", "create", "--user", "root")
+    bound = shell.json(
+        "key", "create", "--user", "root", "--name", "app", "--quota", "2.5", "--reset", "weekly",
+        "--addresses", "10.1.2.3/8, 2001:DB8::/32", "--concurrency", "4", "--group", "team",
+        "--scopes", "admin,relay",
+    )  # fmt: skip
+    rules = {
+        "models": [],
+        "expires": None,
+        "scopes": ["relay", "admin"],
+        "quota": "2.5",
+        "reset": "weekly",
+        "addresses": ["10.0.0.0/8", "2001:db8::/32"],
+        "concurrency": 4,
+        "group": "team",
+    }
+    assert {name: bound[name] for name in rules} == rules
+    assert (plain["scopes"], plain["quota"], plain["reset"]) == (["relay", "wallet"], None, "never")
+    assert (plain["addresses"], plain["concurrency"], plain["group"]) == ([], None, None)
+    listed = {key["id"]: key for key in shell.json("key", "list", "--user", "root")["keys"]}
+    assert {name: listed[bound["id"]][name] for name in rules} == rules
+    assert "2.5 weekly" in shell("key", "list", "--user", "root").stdout
+
+
+def test_an_invitation_is_issued_and_rewards_by_the_settings(
+    database: Database, tmp_path: Path
+) -> None:
+    rewarding = Shell(
+        database,
+        tmp_path / "data",
+        INVITATIONS_INVITER_POINTS="3",
+        INVITATIONS_INVITED_POINTS="2",
+        ACCOUNTS_INITIAL_POINTS="0.5",
+    )
+    create = ("user", "create", "--password-stdin")
+    assert rewarding.json(*create, "anna", stdin="a password")["granted"] == "0.5"
+    code = rewarding.json("invitation", "issue", "--user", "anna")["invitation"]
+    made = rewarding.json(*create, "bert", "--invitation", code, stdin="a password")
+    assert made["granted"] == "2.5"
+    assert rewarding.json("balance", "--user", "anna")["available"] == "3.5"
+    assert rewarding.json("balance", "--user", "bert")["available"] == "2.5"
+    unknown = rewarding.refused(*create, "cleo", "--invitation", code + "a", stdin="a password")
+    assert "not valid" in unknown
 
 
 def test_channels_are_added_listed_and_switched(anna: Shell) -> None:
@@ -253,7 +311,9 @@ def test_a_database_without_tables_asks_for_migrate(
 ) -> None:
     shell = Shell(empty_database, tmp_path)
     assert "suanpan migrate" in shell.refused("balance", "--user", "anna")
-    assert shell.json("migrate")["applied"] == ["0001_log.sql"]
+    files = sorted(path.name for path in (ROOT / "backend/journal/migrations").glob("*.sql"))
+    assert "0001_log.sql" in files
+    assert shell.json("migrate")["applied"] == files
     assert "no user" in shell.refused("balance", "--user", "anna")
 
 

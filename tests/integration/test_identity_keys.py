@@ -4,15 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import time
+from typing import ClassVar
 
 import pytest
 
 from backend.identity.key import KEY, Key
-from backend.identity.service import KeyAsked
+from backend.identity.key_asked import KeyAsked
+from backend.journal.commands import Accept, Command, Landed
+from backend.journal.reader import read_stream
+from backend.kit.secrets import aad_of, hash_api_key
+from schemas import identity
 from schemas.errors import BadRequest, NotFound
-from schemas.ids import KeyId, PersonId, account_stream
+from schemas.identity import Reset, Scope
+from schemas.ids import KeyId, PersonId, account_stream, key_stream
+from schemas.money import MicroPoints
 from tests.conftest import Database
 from tests.integration.identity_site import caught_up, outage, process_of, until
+
+
+class KeyCreated(identity.KeyCreated, frozen=True):
+    """As it was written before keys had scopes: what is left at its default is not written."""
+
+    SCHEMA: ClassVar[int] = 1
 
 
 async def test_a_created_key_is_found_by_its_text_alone(database: Database) -> None:
@@ -172,3 +185,62 @@ async def test_who_wrote_a_key_may_use_it_at_once_whatever_holds_the_log_up(
             assert site.keys.find(new.text) is not None
         await caught_up(site)
         assert site.keys.find(new.text) is not None
+
+
+async def test_a_key_is_known_with_all_its_rules(database: Database) -> None:
+    async with process_of(database.app_url) as site:
+        opened = await site.opening.open_person("root", "a password", administrator=True)
+        asked = KeyAsked(
+            scopes=(Scope.ADMIN, Scope.WALLET),
+            quota_upt=MicroPoints(5_000_000),
+            reset=Reset.MONTHLY,
+            addresses=("10.1.2.3/8", "::ffff:192.0.2.1"),
+            concurrency=3,
+            group="team",
+        )
+        new = await site.identity.create_key(opened.person, asked)
+        await caught_up(site)
+        entry = site.keys.find(new.text)
+        assert entry is not None
+        assert entry.scopes == {Scope.ADMIN, Scope.WALLET}
+        assert (entry.quota_upt, entry.reset) == (5_000_000, Reset.MONTHLY)
+        assert entry.addresses == ("10.0.0.0/8", "192.0.2.1/32")
+        assert (entry.concurrency, entry.group) == (3, "team")
+        assert site.people.is_administrator(opened.person)
+        assert new.created.addresses == entry.addresses
+
+
+async def test_only_an_administrator_is_given_a_key_that_administers(database: Database) -> None:
+    async with process_of(database.app_url) as site:
+        person = (await site.opening.open_person("anna", None)).person
+        with pytest.raises(BadRequest, match="administrator"):
+            await site.identity.create_key(person, KeyAsked(scopes=(Scope.RELAY, Scope.ADMIN)))
+        assert [key async for key in site.identity.list_keys(person)] == []
+        await caught_up(site)
+        assert not site.people.is_administrator(person)
+
+
+async def test_a_key_created_before_scopes_works_and_is_revoked(database: Database) -> None:
+    async with process_of(database.app_url) as site:
+        person = (await site.opening.open_person("anna", None)).person
+        text, stream = "sk-from-long-ago", key_stream(KeyId(900))
+        sealed = site.secret.seal(hash_api_key(text), aad_of(stream, 1), bytes(12))
+        created = KeyCreated(person, sealed, "old", "sk-…-ago")
+        landed = await site.writer.submit(
+            Command(site.writer.new_id(), (stream,), lambda _, __: Accept(((0, created),)))
+        )
+        assert isinstance(landed, Landed)
+        async with site.pool.connection() as connection:
+            rows = await read_stream(connection, stream, 1)
+        assert [(row.type, row.schema) for row in rows] == [("KeyCreated", 1)]
+        await caught_up(site)
+        entry = site.keys.find(text)
+        assert entry is not None
+        assert entry.usable(0)
+        assert entry.scopes == {Scope.RELAY, Scope.WALLET}
+        assert (entry.quota_upt, entry.addresses, entry.concurrency) == (None, (), None)
+        assert await site.identity.revoke_key(KeyId(900), "cli")
+        await caught_up(site)
+        entry = site.keys.find(text)
+        assert entry is not None
+        assert entry.revoked

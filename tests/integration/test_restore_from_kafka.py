@@ -6,23 +6,24 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, LiteralString
 from uuid import UUID, uuid4
 
 import msgspec
 import psycopg
 import pytest
+from psycopg import sql
 
 from backend.folds import ALL_FOLDS
 from backend.grants import GrantAsked, Granted
 from backend.identity.service import KeyAsked
 from backend.journal.chain import genesis_hash, hash_of
 from backend.journal.commands import Landed
-from backend.journal.keys_topic import SITE_NAME, key_record, site_record
+from backend.journal.keys_topic import KeyRecord, key_record, site_record
 from backend.journal.migrate import migrate
-from backend.journal.publisher_place import RESTORING, DataKey, find_lag
+from backend.journal.publisher_place import RESTORING
 from backend.kit.kafka import read_topics
 from backend.kit.kafka_admin import KEYS_TOPIC, OUR_TOPICS, TopicSpec, ensure_topics
 from backend.kit.kafka_outlet import Outgoing, outgoing_of, outlet
@@ -30,7 +31,7 @@ from backend.kit.postgres import connect
 from projections.replay import replay_kafka, replay_table
 from schemas.catalog import ChannelSettings
 from schemas.errors import IdempotencyConflict, Unavailable
-from schemas.event import EVENT_TOPICS, Recorded, shard_of
+from schemas.event import Recorded
 from schemas.identity import PersonForgotten
 from schemas.ids import KeyId, PersonId, account_stream, person_stream
 from schemas.money import MicroPoints
@@ -45,12 +46,13 @@ from tests.given import (
     hold_asked,
     holding,
     new_request,
+    opening,
     settle_asked,
     settling,
 )
 from tests.integration.audited_site import Site, audited, readable
 from tests.integration.identity_site import SECRET_TEXT, Process, process_of
-from tests.integration.log_writing import rows_of, until
+from tests.integration.log_writing import until
 from tests.integration.test_seals_from_kafka import filled, published, witness_on, witnessed
 from tests.projection_log import History
 
@@ -130,7 +132,7 @@ async def _lived(database: Database) -> Lost:
         bert = (await site.opening.open_person("Bert", None)).person
         key = await site.identity.create_key(anna, KeyAsked(name="mine"))
         channel = ChannelSettings("first", "openai", "http://127.0.0.1:9/v1", (MODEL,))
-        await site.opening.add_channel(channel, "channel secret")
+        await site.opening.add_channel(channel, "channel-secret")
         await site.catalog.set_price(MODEL, PER_TOKEN)
         await site.catalog.set_price(MODEL, A_POINT_A_CALL)
         granted = await _granted(site, anna)
@@ -143,9 +145,7 @@ async def _lived(database: Database) -> Lost:
     await readable(database.app_url)
     replayed = await replay_table(database.app_url, ALL_FOLDS)
     assert replayed.differences == ()
-    return Lost(
-        anna, bert, key.key, key.text, granted, left, replayed.events, replayed.digest
-    )
+    return Lost(anna, bert, key.key, key.text, granted, left, replayed.events, replayed.digest)
 
 
 async def _granted(site: Process, person: PersonId, points: int = 7) -> Granted:
@@ -166,7 +166,9 @@ def _site_row(url: str) -> tuple[UUID, int, str | None]:
 
 def _count(url: str, table: str) -> int:
     with psycopg.connect(url) as connection:
-        row = connection.execute(f"SELECT count(*) FROM {table}").fetchone()  # noqa: S608
+        row = connection.execute(
+            sql.SQL("SELECT count(*) FROM {}").format(sql.Identifier(table))
+        ).fetchone()
     assert row is not None
     return row[0]
 
@@ -238,7 +240,7 @@ async def _expect_people_keys_and_secrets(url: str, lost: Lost) -> None:
         assert await site.identity.name_of(lost.person) == "Anna"
         assert await site.identity.find_key(lost.key_text) == lost.key
         (channel,) = await site.catalog.list_channels()
-        assert site.catalog.secret_of(channel) == "channel secret"
+        assert site.catalog.secret_of(channel) == "channel-secret"
         newest = await site.catalog.newest_price(MODEL)
         assert newest is not None
         assert (newest[0].version, newest[1]) == (2, A_POINT_A_CALL)
@@ -283,7 +285,7 @@ async def test_a_log_without_data_keys_is_checked_by_what_the_site_itself_sealed
 ) -> None:
     async with process_of(database.app_url) as site:
         settings = ChannelSettings("first", "openai", "http://127.0.0.1:9/v1", (MODEL,))
-        await site.opening.add_channel(settings, "channel secret")
+        await site.opening.add_channel(settings, "channel-secret")
     await readable(database.app_url)
     await filled(database, own_broker.bootstrap)
 
@@ -315,8 +317,7 @@ async def test_a_kafka_without_a_site_is_refused(
     assert "has no topic suanpan.ledger" in restoring.refused(*RESTORE)
     await ensure_topics(own_broker.bootstrap, 1)
     assert "nothing to restore" in restoring.refused(*RESTORE)
-    (event,) = _chained(uuid4(), History().rows_of_one())
-    await _send(own_broker, outgoing_of(event))
+    await _send(own_broker, outgoing_of(_calls(uuid4(), 1)[0]))
     assert "does not say which site" in restoring.refused(*RESTORE)
     assert _count(empty_database.app_url, "event_log") == 0
 
@@ -330,3 +331,173 @@ async def test_topics_with_other_partitions_are_refused(
     ]
     await ensure_topics(own_broker.bootstrap, 1, specs=specs)
     assert "suanpan.ledger has 4 partitions where a site has 16" in restoring.refused(*RESTORE)
+
+
+def _calls(site_id: UUID, events: int) -> list[Recorded]:
+    """Accounts and their calls, chained as this site's."""
+    heads: dict[str, bytes] = {}
+    rows: list[Recorded] = []
+    for row in History().calls(max(1, events // 50), events):
+        prev = heads.get(row.stream) or genesis_hash(site_id, row.stream)
+        chained = msgspec.structs.replace(row, prev_hash=prev)
+        chained = msgspec.structs.replace(chained, hash=hash_of(chained))
+        heads[row.stream] = chained.hash
+        rows.append(chained)
+    return rows
+
+
+async def _site_in_kafka(broker: Broker, rows: Sequence[Recorded], site_id: UUID) -> None:
+    await ensure_topics(broker.bootstrap, 1)
+    await _send(broker, site_record(site_id))
+    await _send(broker, *(outgoing_of(row) for row in rows))
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"payload": b'{"amount_upt":9,"kind":"operator","actor":"cli"}'}, "the hash it claims"),
+        ({"prev_hash": bytes(32)}, "is not chained to the event before it"),
+        ({"version": 3}, "follows version 1"),
+        ({"command_id": UUID(int=7)}, "the hash it claims"),
+    ],
+)
+async def test_a_forged_record_is_named_and_the_site_stays_closed(
+    empty_database: Database,
+    own_broker: Broker,
+    restoring: Command,
+    change: dict[str, object],
+    what: str,
+) -> None:
+    site_id = uuid4()
+    rows = _calls(site_id, 20)
+    forged = msgspec.structs.replace(rows[1], **change)
+    await _site_in_kafka(own_broker, [rows[0], forged, *rows[2:]], site_id)
+
+    said = restoring.refused(*RESTORE)
+    assert f"account:1 version {forged.version} (suanpan.ledger/{forged.shard}) " in said
+    assert what in said
+    assert _site_row(empty_database.app_url)[2] == RESTORING
+    assert "being restored" in restoring.refused("recover")
+    await _expect_closed(empty_database.app_url)
+
+
+async def test_two_events_under_one_version_are_named(
+    own_broker: Broker, restoring: Command
+) -> None:
+    site_id = uuid4()
+    rows = _calls(site_id, 20)
+    twin = msgspec.structs.replace(rows[0], payload=rows[0].payload + b" ")
+    twin = msgspec.structs.replace(twin, hash=hash_of(twin))
+    await _site_in_kafka(own_broker, [*rows, twin], site_id)
+    assert "two different events 1 of account:1" in restoring.refused(*RESTORE)
+
+
+async def test_records_that_were_sent_twice_are_taken_once(
+    empty_database: Database, own_broker: Broker, restoring: Command
+) -> None:
+    site_id = uuid4()
+    rows = _calls(site_id, 3_000)
+    await _site_in_kafka(own_broker, rows, site_id)
+    await _send(own_broker, *(outgoing_of(row) for row in rows))
+    assert restoring.json(*RESTORE)["events"] == 3_000
+    kafka = await replay_kafka(empty_database.app_url, own_broker.bootstrap, ALL_FOLDS)
+    assert (kafka.events, kafka.differences) == (3_000, ())
+
+
+async def _expect_closed(url: str) -> None:
+    async with process_of(url) as site:
+        with pytest.raises(Unavailable, match="being restored"):
+            await site.writer.submit(opening(99_999_999))
+
+
+async def test_a_restore_that_is_killed_goes_on_where_it_was_and_the_site_stays_closed(
+    empty_database: Database, own_broker: Broker, restoring: Command
+) -> None:
+    site_id, url = uuid4(), empty_database.app_url
+    rows = _calls(site_id, 30_000)
+    await _site_in_kafka(own_broker, rows, site_id)
+    migrate(empty_database.owner_url, url)
+
+    for condition in (
+        "(SELECT count(*) FROM event_log) > 0",
+        "(SELECT count(*) FROM event_log) > 15000",
+        "(SELECT count(*) FROM commands) = 30000",
+        "EXISTS (SELECT FROM consumer_places WHERE consumer = 'statement:rebuild')",
+    ):
+        await _killed_when(restoring, url, condition)
+        assert _site_row(url)[2] == RESTORING
+        await _expect_closed(url)
+        events = _count(url, "event_log")
+        # A publisher that starts now leaves Kafka and the half of a log alone.
+        async with published(empty_database, own_broker.bootstrap) as publisher:
+            await until(lambda: _is(publisher, "read-only"), what="the publisher waits")
+        assert _count(url, "event_log") == events
+
+    answered = restoring.json(*RESTORE)
+    assert (answered["events"], answered["imported"]) == (30_000, 0)
+    table = await replay_table(url, ALL_FOLDS)
+    kafka = await replay_kafka(url, own_broker.bootstrap, ALL_FOLDS)
+    assert (kafka.digest, kafka.differences) == (table.digest, table.differences)
+    assert kafka.events == 30_000
+    report = await audited(url, bootstrap=own_broker.bootstrap)
+    assert [check.id for check in report.checks if not check.ok] == []
+    assert "has events already" in restoring.refused(*RESTORE)
+
+
+async def _is(publisher: Any, state: str) -> bool:
+    return publisher.status.state == state
+
+
+async def _killed_when(command: Command, url: str, condition: LiteralString) -> None:
+    """Starts a restore and kills it at once when the condition holds."""
+    wanted = sql.SQL(condition)
+    process = command.start(*RESTORE)
+    try:
+        with psycopg.connect(url, autocommit=True) as connection:
+
+            async def happened() -> bool:
+                assert process.poll() is None, "it ended before it could be killed"
+                row = connection.execute(sql.SQL("SELECT {}").format(wanted)).fetchone()
+                return row == (True,)
+
+            await until(happened, what=condition, timeout_s=60)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.communicate(timeout=30)
+
+
+async def test_the_key_of_a_forgotten_person_does_not_come_back(
+    database: Database, empty_database: Database, own_broker: Broker, restoring: Command
+) -> None:
+    lost = await _lived(database)
+    async with process_of(database.app_url) as site:
+        carla = (await site.opening.open_person("Carla", PASSWORD)).person
+    await readable(database.app_url)
+    await filled(database, own_broker.bootstrap)
+    (record,) = [one for one in await _keys_in(own_broker) if one[0] == f"account:{carla}/1"]
+    # Bert by an event, his key still in the topic; Carla by a tombstone, an old record behind it.
+    async with process_of(database.app_url) as site:
+        event = PersonForgotten("cli")
+        await Site(site.writer).record(person_stream(lost.forgotten), event)
+    await filled(database, own_broker.bootstrap)
+    tombstone = key_record(KeyRecord(carla, 1, None))
+    await _send(own_broker, tombstone, msgspec.structs.replace(tombstone, value=record[1]))
+
+    answered = restoring.json(*RESTORE)
+
+    assert (answered["data_keys"], answered["keys_missing"]) == (1, 1)
+    with psycopg.connect(empty_database.app_url) as connection:
+        accounts = connection.execute("SELECT account FROM data_keys").fetchall()
+    assert accounts == [(lost.person,)]
+    async with process_of(empty_database.app_url) as site:
+        assert await site.identity.name_of(lost.person) == "Anna"
+        assert await site.identity.name_of(carla) is None
+
+
+async def _keys_in(broker: Broker) -> list[tuple[str, bytes]]:
+    return [
+        (record.key.decode(), record.value)
+        async for batch in read_topics(broker.bootstrap, (KEYS_TOPIC,))
+        for record in batch
+        if record.key and record.value
+    ]

@@ -5,12 +5,14 @@ from __future__ import annotations
 import msgspec
 import pytest
 
+from backend.catalog.accepted_list import PRICELIST, AcceptedList
 from backend.catalog.channel import CHANNEL, Channel, ImpossibleHistory
 from backend.catalog.checks import (
     check_base_url,
     check_channel,
+    check_group,
+    check_group_name,
     check_model,
-    check_price,
     check_secret_text,
     parse_mapping,
     parse_models,
@@ -21,10 +23,12 @@ from backend.catalog.decide import (
     NothingToChange,
     decide_add_channel,
     decide_change_channel,
+    decide_define_group,
     decide_disable_channel,
     decide_enable_channel,
-    decide_set_price,
 )
+from backend.catalog.group import GROUP, DefinedGroup
+from backend.catalog.plan import PLAN, DefinedPlan
 from backend.catalog.price import PRICE, ModelPrice
 from backend.journal.commands import Accept, Refuse, Standing
 from schemas.catalog import (
@@ -33,10 +37,15 @@ from schemas.catalog import (
     ChannelDisabled,
     ChannelEnabled,
     ChannelSettings,
+    GroupDefined,
+    PlanDefined,
+    PriceListAccepted,
     PriceSet,
 )
 from schemas.errors import BadRequest
-from schemas.prices import Free, PerCall, PerToken
+from schemas.money import MicroPoints
+from schemas.plans import Group, Plan
+from schemas.prices import PPM, Free
 
 SETTINGS = ChannelSettings("one", "openai", "https://h.example/v1", ("a", "b"))
 OTHER = msgspec.structs.replace(SETTINGS, weight=2)
@@ -136,12 +145,27 @@ def test_a_model_that_cannot_be_listed_is_refused(model: str) -> None:
         check_model(model)
 
 
-@pytest.mark.parametrize("price", [PerCall(-1), PerCall(0), PerToken(0, 0), PerToken(1, 1, -1)])
-def test_a_price_of_nothing_or_less_is_refused(price: PerCall | PerToken) -> None:
+@pytest.mark.parametrize("name", ["", "a,b", " a", "x" * 65, "a\x00"])
+def test_a_group_that_cannot_be_named_is_refused(name: str) -> None:
     with pytest.raises(BadRequest):
-        check_price(price)
-    assert check_price(Free()) == Free()
-    assert check_price(PerToken(0, 1)) == PerToken(0, 1)
+        check_group_name(name)
+    assert check_group_name("vip") == "vip"
+
+
+@pytest.mark.parametrize(
+    "group",
+    [
+        Group(-1),
+        Group(1_001 * PPM),
+        Group(PPM, ("a", "a")),
+        Group(PPM, ("a,b",)),
+        Group(PPM, ("",)),
+    ],
+)
+def test_a_group_that_cannot_be_charged_is_refused(group: Group) -> None:
+    with pytest.raises(BadRequest):
+        check_group(group)
+    assert check_group(Group(0, ("a",))) == Group(0, ("a",))
 
 
 def test_a_channel_is_added_once() -> None:
@@ -170,12 +194,25 @@ def test_a_channel_is_switched_only_where_it_is_not_so_already() -> None:
     assert decide_disable_channel(ABSENT, "why") == Refuse(NoSuchChannel())
 
 
-def test_a_price_is_a_new_version_only_where_it_differs() -> None:
-    standing = Standing("price:m", 2, ModelPrice(PerCall(5)))
-    assert decide_set_price(standing, Free()) == Accept(((0, PriceSet(Free())),))
-    assert decide_set_price(standing, PerCall(5)) == Refuse(NothingToChange(2))
-    new = Standing("price:m", 0, ModelPrice())
-    assert decide_set_price(new, PerCall(5)) == Accept(((0, PriceSet(PerCall(5))),))
+def test_a_group_is_a_new_version_only_where_it_differs() -> None:
+    standing = Standing("group:vip", 2, DefinedGroup(Group(PPM // 2)))
+    assert decide_define_group(standing, Group()) == Accept(((0, GroupDefined(Group())),))
+    assert decide_define_group(standing, Group(PPM // 2)) == Refuse(NothingToChange(2))
+    new = Standing("group:vip", 0, DefinedGroup())
+    assert decide_define_group(new, Group()) == Accept(((0, GroupDefined(Group())),))
+
+
+def test_groups_plans_and_lists_fold_to_what_was_said_last() -> None:
+    plan = Plan("Basic", MicroPoints(100), ())
+    assert GROUP.apply(DefinedGroup(), GroupDefined(Group(5)), 1, 0) == DefinedGroup(Group(5))
+    assert PLAN.apply(DefinedPlan(), PlanDefined(plan), 1, 0) == DefinedPlan(plan)
+    accepted = PriceListAccepted(b"digest", "USD", "71.2", ("m",), "cli")
+    state = PRICELIST.apply(AcceptedList(b"old", 3), accepted, 4, 0)
+    assert state == AcceptedList(b"digest", 4)
+    assert PRICELIST.decode(PRICELIST.encode(state)) == state
+    for fold in (GROUP, PLAN, PRICELIST):
+        with pytest.raises(ImpossibleHistory):
+            fold.apply(fold.empty, ADDED, 1, 0)
 
 
 def test_a_channel_folds_and_remembers_where_its_secret_was_sealed() -> None:
@@ -207,4 +244,3 @@ def test_a_history_that_cannot_be_is_refused() -> None:
             CHANNEL.apply(state, event, version, 0)
     with pytest.raises(ImpossibleHistory):
         PRICE.apply(ModelPrice(), ADDED, 1, 0)
-    assert PRICE.apply(ModelPrice(Free()), PriceSet(PerCall(1)), 2, 0) == ModelPrice(PerCall(1))

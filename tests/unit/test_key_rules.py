@@ -144,7 +144,17 @@ def test_a_key_from_before_scopes_relays_and_reads_its_wallet() -> None:
         None,
         "",
     )
-    stored_then = b'{"person":42,"hash_sealed":"AWhhc2g=","name":"laptop","hint":"sk-x"}'
+
+
+def test_a_key_stored_before_scopes_is_the_one_that_a_replay_makes() -> None:
+    stored_then = (
+        b'{"person":42,"hash_sealed":"AWhhc2g=","name":"laptop","hint":"sk-\xe2\x80\xa6wxyz",'
+        b'"models":["gpt-4o-mini"],"expires_us":1800000000000000}'
+    )
+    golden = golden_files()["KeyCreated", 1]
+    event = decode(row_of("KeyCreated", 1, golden.payload.encode(), "key:5"))
+    assert KEY.encode(KEY.apply(KEY.empty, event, 1, 0)) == stored_then
+    assert KEY.encode(KEY.decode(stored_then)) == stored_then
     assert KEY.decode(stored_then).scopes == SCOPES_AT_FIRST
 
 

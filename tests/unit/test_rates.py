@@ -5,13 +5,13 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backend.kit.rates import ACTIVE_US, DAY, MINUTE, OPEN_LIVES_US, Counter, Counters
+from backend.kit.rates import ACTIVE_US, DAY, MINUTE, OPEN_LIVES_US, Counter, Counters, Period
 
 NOON_US = 1_800_000_000_000_000 // DAY.length_us * DAY.length_us + DAY.length_us // 2
 SECOND_US = 1_000_000
 
 
-def counter(period=MINUTE) -> Counter:
+def counter(period: Period | None = MINUTE) -> Counter:
     return Counters("p").use("name", period, NOON_US)
 
 

@@ -26,6 +26,8 @@ def test_nothing_set_gives_the_documented_defaults(tmp_path: Path) -> None:
     assert (settings.host, settings.port, settings.data_dir) == ("127.0.0.1", 8094, tmp_path)
     assert settings.relay.body_bytes_max == 20 * 1024 * 1024
     assert settings.billing.cny_per_usd == "7.3"
+    assert settings.accounts.initial_points == "0"
+    assert settings.invitations.inviter_points == settings.invitations.invited_points == "0"
     assert settings.database.url is settings.redis.url is settings.kafka.bootstrap_servers is None
 
 
@@ -55,6 +57,13 @@ def test_flags_win_over_the_environment_and_that_over_the_file(tmp_path: Path) -
 )
 def test_documented_variables_are_the_keys_in_capitals(key: str, variable: str) -> None:
     assert variable_of(key) == variable
+
+
+@pytest.mark.parametrize("text", ["-1", "1e3", "0.0000001", "many"])
+def test_first_points_that_are_no_sum_are_refused_by_name(tmp_path: Path, text: str) -> None:
+    env = {"SUANPAN_DATA_DIR": str(tmp_path)}
+    for variable in ("ACCOUNTS_INITIAL_POINTS", "INVITATIONS_INVITER_POINTS"):
+        assert variable in _problem({**env, variable: text})
 
 
 def test_an_empty_variable_counts_as_not_set(tmp_path: Path) -> None:
