@@ -85,8 +85,9 @@ def _application(handlers: list[Any]) -> Litestar:
         openapi_config=OpenAPIConfig(
             title="Suanpan",
             version=version("suanpan"),
-            path="/api",
-            render_plugins=[JsonRenderPlugin()],
+            # Not below a path of its own: Litestar answers everything there with a page of HTML.
+            path="/api/openapi.json",
+            render_plugins=[JsonRenderPlugin(path="/")],
             components=Components(
                 security_schemes={"key": SecurityScheme(type="http", scheme="bearer")}
             ),
