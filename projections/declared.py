@@ -10,6 +10,7 @@ import msgspec
 
 from backend.journal.consumer import Consumer
 from projections.balance import projection as balance
+from projections.codes import projection as codes
 from projections.requests import projection as requests
 from projections.statement import projection as statement
 from projections.target import Schema
@@ -38,6 +39,7 @@ PROJECTIONS: Final = (
     Projection(statement.NAME, statement.TOPICS, statement.TABLES, statement.StatementProjection),
     Projection(requests.NAME, requests.TOPICS, requests.TABLES, requests.RequestsProjection),
     Projection(usage.NAME, usage.TOPICS, usage.TABLES, usage.UsageProjection),
+    Projection(codes.NAME, codes.TOPICS, codes.TABLES, codes.CodesProjection),
 )
 
 

@@ -89,6 +89,31 @@ class IdempotencyConflict(Conflict):
     code = "idempotency_conflict"
 
 
+class CodeNotGood(SuanpanError):
+    """A code nobody can use: unknown, used, expired and void ones are told apart by nobody."""
+
+    code = "code_not_good"
+    status = 404
+    kind = "invalid_request_error"
+
+    def __init__(self, *, guessed: bool) -> None:
+        """`guessed`: no such code was ever issued. For counting guesses, never for an answer."""
+        super().__init__("This code is unknown, used or expired.")
+        self.guessed = guessed
+
+
+class OtherKindOfCode(BadRequest):
+    """A good code, in the place for codes of the other kind."""
+
+    code = "other_kind_of_code"
+
+
+class GiftTaken(Conflict):
+    """A person takes one gift of a type."""
+
+    code = "gift_taken"
+
+
 class TooLarge(SuanpanError):
     code = "request_too_large"
     status = 413

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Final
 from urllib.parse import SplitResult, urlsplit
@@ -25,6 +26,8 @@ SECRET_CHARS_MAX: Final = 4_096
 WEIGHT_MAX: Final = 1_000_000
 PRIORITY_MAX: Final = 1_000_000
 MULTIPLIER_PPM_MAX: Final = 1_000 * PPM
+_GROUP_NAME: Final = re.compile(r"[a-z0-9_-]{1,32}")
+"""The names that keys may be bound to."""
 
 
 def check_channel(settings: ChannelSettings) -> ChannelSettings:
@@ -79,10 +82,8 @@ def check_model(model: str) -> str:
 
 
 def check_group_name(name: str) -> str:
-    if not 1 <= len(name) <= NAME_CHARS_MAX or not name.isprintable():
-        raise BadRequest(f"A group's name has 1 to {NAME_CHARS_MAX} printable characters.")
-    if name != name.strip() or "," in name:
-        raise BadRequest("A group's name has no comma, and no blank at its ends.")
+    if not _GROUP_NAME.fullmatch(name):
+        raise BadRequest("A group's name has 1 to 32 characters of a-z, 0-9, `_` and `-`.")
     return name
 
 

@@ -20,10 +20,9 @@ from backend.catalog.price_list_row import (
     money_of_cny,
     money_of_usd,
 )
-from backend.catalog.price_text import parse_ppm
 from schemas.catalog import PriceSource
 from schemas.errors import BadRequest
-from schemas.money import MoneyError
+from schemas.money import MoneyError, parse_points
 from schemas.prices import PPM
 
 LIST_BYTES_MAX: Final = 8 * 1024 * 1024
@@ -114,9 +113,12 @@ def _head(data: bytes) -> dict[str, Any]:
 def _usd(cny_per_usd: str | None) -> ListMoney:
     if cny_per_usd is None:
         raise BadRequest("The list is in USD: say what a dollar is worth with --cny-per-usd 7.12.")
-    rate_ppm = parse_ppm(cny_per_usd)
+    try:
+        rate_ppm = int(parse_points(cny_per_usd))
+    except MoneyError:
+        rate_ppm = 0
     if not 0 < rate_ppm <= RATE_MAX * PPM:
-        raise BadRequest("A rate is a number above 0 such as 7.12.")
+        raise BadRequest("A rate is a number above 0 with at most six decimals, such as 7.12.")
     return money_of_usd(Decimal(rate_ppm) / PPM)
 
 

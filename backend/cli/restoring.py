@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 import msgspec
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 NOT_RESTORED: Final = ("sessions", "rate counters", "object bytes")
 """What Kafka never had."""
-_POOL_SIZE: Final = 2
+_CONNECTIONS_EACH: Final = 2
 
 
 class RestoreAnswer(msgspec.Struct, frozen=True):
@@ -114,20 +114,42 @@ async def _import_log(running: Restore) -> int:
 
 
 async def _make_read_models(database: Database, clock: SystemClock) -> None:
-    """All of them from the table, with their consumers' places where Kafka's events go on."""
+    """All of them from the table, with their consumers' places where Kafka's events go on.
+
+    Side by side: while one waits for the database, another decodes.
+    """
     from projections.rebuild import places_in_kafka, rebuild
     from projections.tables import ensure_tables
 
-    async with make_pool(database.url, application="suanpan restore", size_max=_POOL_SIZE) as pool:
+    size_max = _CONNECTIONS_EACH * len(PROJECTIONS)
+    async with make_pool(database.url, application="suanpan restore", size_max=size_max) as pool:
         await ensure_tables(pool)
-        for projection in PROJECTIONS:
-            with progress_bar(f"rebuild {projection.name}") as advance:
+        with progress_bar("make the read models") as advance:
+            reached: dict[str, Progress] = {}
 
+            def progress_of(name: str) -> Callable[[Progress], None]:
                 def progress(so_far: Progress) -> None:
-                    advance(so_far.done, so_far.total)
+                    reached[name] = so_far
+                    total = sum(one.total for one in reached.values())
+                    advance(sum(one.done for one in reached.values()), total)
 
-                places = places_in_kafka(projection.topics)
-                await rebuild(pool, projection, places, clock, progress)
+                return progress
+
+            await _side_by_side(
+                rebuild(pool, one, places_in_kafka(one.topics), clock, progress_of(one.name))
+                for one in PROJECTIONS
+            )
+
+
+async def _side_by_side(works: Iterable[Coroutine[Any, Any, object]]) -> None:
+    """All of them to the end; the first failure ends the others and is raised as it is."""
+    tasks = [asyncio.create_task(work) for work in works]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _secret_of(settings: Settings) -> SiteSecret:

@@ -12,12 +12,25 @@ from schemas.event import Position, Recorded
 PAGE: Final = """
 SELECT epoch, xid::text::bigint, seq, event_id, command_id, topic, shard::integer, stream, version,
     type, schema::integer, (extract(epoch FROM at) * 1000000)::bigint, payload, prev_hash, hash
-FROM event_log
-WHERE (epoch, xid, seq) > (%(epoch)s, %(xid)s::text::xid8, %(seq)s)
-    AND (epoch < (SELECT site.epoch FROM site)
-        OR xid < pg_snapshot_xmin(pg_current_snapshot()))
-ORDER BY epoch, xid, seq
+FROM (
+    (SELECT e.* FROM event_log e
+     WHERE e.epoch = %(epoch)s AND (e.xid, e.seq) > (%(xid)s::text::xid8, %(seq)s)
+         AND (e.epoch < (SELECT site.epoch FROM site)
+             OR e.xid < pg_snapshot_xmin(pg_current_snapshot()))
+     ORDER BY e.xid, e.seq LIMIT %(count_max)s)
+    UNION ALL
+    (SELECT e.* FROM event_log e
+     WHERE e.epoch > %(epoch)s
+         AND (e.epoch < (SELECT site.epoch FROM site)
+             OR e.xid < pg_snapshot_xmin(pg_current_snapshot()))
+     ORDER BY e.epoch, e.xid, e.seq LIMIT %(count_max)s)
+) page
+ORDER BY page.epoch, page.xid, page.seq
 LIMIT %(count_max)s
+"""
+"""In two parts, because of `(epoch, xid, seq) > …` as a whole the planner expects one row: it then
+sorts all that is left of the log for every page. A bare `xid` in ORDER BY would be the column that
+is put out, which no index knows.
 """
 STREAM_PAGE: Final = """
 SELECT epoch, xid::text::bigint, seq, event_id, command_id, topic, shard::integer, stream, version,

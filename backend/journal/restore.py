@@ -34,7 +34,7 @@ BECOME: Final = "UPDATE site SET site_id = %(site_id)s, read_only_reason = %(rea
 FIND_OTHERS: Final = """
 SELECT application_name FROM pg_stat_activity
 WHERE datname = current_database() AND pid <> pg_backend_pid()
-    AND application_name LIKE 'suanpan %' LIMIT 1
+    AND application_name LIKE 'suanpan%' LIMIT 1
 """
 DO_NOT_WAIT_FOR_DISK: Final = "SELECT set_config('synchronous_commit', 'off', false)"
 WAIT_FOR_DISK: Final = "SELECT set_config('synchronous_commit', 'on', false)"

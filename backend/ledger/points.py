@@ -283,6 +283,7 @@ def admission_refusal(reason: object) -> SuanpanError:
             return RateLimited(
                 f"Limit of {limit} requests at once for this {scope} reached; wait for one to end.",
                 retry_after_s=1,
+                limit=limit,
             )
         case NotForGroup(group):
             return ModelNotFound(f"The group {group!r} may not use this model.")

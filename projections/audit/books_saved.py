@@ -11,7 +11,11 @@ from uuid import UUID
 
 import msgspec
 
-from projections.audit.books import Book, Books, _Charge, _Swept
+from projections.audit.books import Book, Books, Open, _Charge, _Swept
+from projections.audit.code_books import CodesSaved
+from projections.audit.group_books import GroupsSaved
+from projections.audit.plan_books import Line as PlanLine
+from projections.audit.plan_books import PlansSaved
 from schemas.prices import Price
 
 
@@ -21,8 +25,10 @@ class _SavedBook(msgspec.Struct, frozen=True, array_like=True):
     issued_upt: int
     charged_upt: int
     held_upt: int
-    holds: dict[str, int]
+    holds: dict[str, Open]
     charge: _Charge | None
+    gifts: list[str]
+    plan: PlanLine | None
 
 
 class _SavedBooks(msgspec.Struct, frozen=True, array_like=True):
@@ -32,6 +38,9 @@ class _SavedBooks(msgspec.Struct, frozen=True, array_like=True):
     swept: list[tuple[UUID, _Swept]]
     prices: list[tuple[str, int, Price]]
     unpriced: list[_Charge]
+    codes: CodesSaved
+    plans: PlansSaved
+    groups: GroupsSaved
 
 
 class ResumableBooks(Books):
@@ -52,12 +61,17 @@ class ResumableBooks(Books):
                         book.held_upt,
                         book.holds,
                         book.charge,
+                        sorted(book.gifts),
+                        book.plan,
                     )
                     for stream, book in self.accounts.items()
                 ],
                 list(self._swept.items()),
                 [(*name, price) for name, price in self._prices.items()],
                 self._unpriced,
+                self._codes.saved(),
+                self._plans.saved(),
+                self._groups.saved(),
             )
         )
 
@@ -68,6 +82,9 @@ class ResumableBooks(Books):
         self._swept.update(saved.swept)
         self._prices.update({(model, version): price for model, version, price in saved.prices})
         self._unpriced.extend(saved.unpriced)
+        self._codes.resume(saved.codes)
+        self._plans.resume(saved.plans)
+        self._groups.resume(saved.groups)
         by_request = {swept.request_id: swept for swept in self._swept.values()}
         for one in saved.books:
             book = self.accounts[one.stream] = Book()
@@ -75,6 +92,8 @@ class ResumableBooks(Books):
             book.issued_upt, book.charged_upt = one.issued_upt, one.charged_upt
             book.held_upt = one.held_upt
             book.holds.update(one.holds)
+            book.gifts.update(one.gifts)
+            book.plan = one.plan
             if book.charge is not None and book.charge.swept is not None:
                 # A shortfall that follows is noted in both: it is one object again.
                 book.charge.swept = by_request[book.charge.swept.request_id]

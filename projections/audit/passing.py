@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Sequence
 from contextlib import aclosing
 from importlib.metadata import version as version_of
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 
 import msgspec
@@ -38,13 +38,32 @@ SOFTWARE: Final = version_of("suanpan")
 """States are what this version folds: another one's are not taken up."""
 
 
+class _StoodLine(msgspec.Struct, frozen=True, gc=False):
+    """A stream at a row; its state is immutable, so it is shared and encoded only when kept."""
+
+    line: Line
+    version: int
+    hash: bytes
+    epoch: int
+    xid: int
+    state: Any
+    command_id: UUID
+
+    def saved(self) -> SavedStream:
+        fold = self.line.fold
+        assert fold is not None, "a stream of no known kind is a fault"
+        state = fold.encode(self.state)
+        return SavedStream(
+            self.line.stream, self.version, self.hash, self.epoch, self.xid, self.command_id, state
+        )
+
+
 class _Standing(msgspec.Struct, frozen=True):
-    """How everything stood at a row; states are immutable, so they are shared."""
+    """How everything stood at a row."""
 
     position: Position
     events: int
-    lines: list[tuple[Line, UUID]]
-    """Copies, and the last command of each."""
+    lines: list[_StoodLine]
     books: bytes
 
 
@@ -125,7 +144,7 @@ class Passing:
             events=standing.events,
             anchor=self._anchor,
             counts=[(topic, shard, rows) for (topic, shard), rows in reach.counted.items()],
-            streams=[_saved(line, command_id) for line, command_id in standing.lines],
+            streams=[line.saved() for line in standing.lines],
             books=standing.books,
             full=full,
             made_at_us=made_at_us,
@@ -159,18 +178,18 @@ class Passing:
             position=self._position,
             events=self.verifier.events + (0 if self._before is None else self._before.events),
             # A stream whose rows are all unsound has none; such an audit keeps no checkpoint.
-            lines=[(line.copy(), last[line.stream]) for line in lines if line.stream in last],
+            lines=[
+                _StoodLine(
+                    line,
+                    line.version,
+                    line.hash,
+                    line.epoch,
+                    line.xid,
+                    line.state,
+                    last[line.stream],
+                )
+                for line in lines
+                if line.stream in last
+            ],
             books=self.books.saved(),
         )
-
-
-def _saved(line: Line, command_id: UUID) -> SavedStream:
-    return SavedStream(
-        line.stream,
-        line.version,
-        line.hash,
-        line.epoch,
-        line.xid,
-        command_id,
-        line.encoded_state(),
-    )

@@ -11,6 +11,7 @@ from typing import Any, Final, LiteralString, Protocol
 import msgspec
 
 from backend.journal.consumer import Arrived
+from backend.journal.reader import read_stream
 from backend.kit.postgres import Connection, fetch_all, fetch_one
 from backend.ledger.account import ACCOUNT, Account
 from projections.accounts import AccountStates
@@ -40,9 +41,7 @@ WHERE consumer = ANY(%(consumers)s) AND stream = ANY(%(streams)s)
 EVENTS: Final = """
 SELECT epoch, xid::text::bigint, seq, event_id, command_id, topic, shard::integer, stream, version,
     type, schema::integer, (extract(epoch FROM at) * 1000000)::bigint, payload, prev_hash, hash
-FROM event_log
-WHERE stream = ANY(%(streams)s) AND (stream, version) > (%(stream)s, %(version)s)
-ORDER BY stream, version LIMIT %(count_max)s
+FROM event_log WHERE stream = ANY(%(streams)s) ORDER BY stream, version
 """
 BALANCE_ROWS: Final = """
 SELECT stream, version, person, issued_upt, charged_upt, posted_upt, held_upt, available_upt,
@@ -69,7 +68,6 @@ FROM read.usage WHERE stream = ANY(%(streams)s)
 """
 GROUP_EVENTS: Final = 2_000
 GROUP_ACCOUNTS: Final = 200
-_PAGE_ROWS: Final = 2_000
 
 Values = tuple[Any, ...]
 Rows = dict[Values, Values]
@@ -221,21 +219,15 @@ class ReadModelsCheck:
             )
 
     async def _events(self, streams: list[str]) -> AsyncGenerator[list[Recorded]]:
-        stream, version = "", 0
-        while True:
-            arguments = {
-                "streams": streams,
-                "stream": stream,
-                "version": version,
-                "count_max": _PAGE_ROWS,
-            }
-            page = [
-                Recorded(*values) for values in await fetch_all(self._connection, EVENTS, arguments)
-            ]
-            yield page
-            if len(page) < _PAGE_ROWS:
-                return
-            stream, version = page[-1].stream, page[-1].version
+        if len(streams) == 1:
+            # However long it is, each page costs the same.
+            version = 0
+            while page := await read_stream(self._connection, streams[0], version + 1):
+                yield page
+                version = page[-1].version
+            return
+        found = await fetch_all(self._connection, EVENTS, {"streams": streams})
+        yield [Recorded(*values) for values in found]
 
 
 async def has_table(connection: Connection, model: Checked) -> bool:
@@ -302,6 +294,9 @@ def _groups(accounts: Sequence[Line]) -> Iterator[list[str]]:
     group: list[str] = []
     events = 0
     for line in accounts:
+        if line.version >= GROUP_EVENTS:
+            yield [line.stream]
+            continue
         group.append(line.stream)
         events += line.version
         if events >= GROUP_EVENTS or len(group) >= GROUP_ACCOUNTS:

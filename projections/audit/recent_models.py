@@ -33,7 +33,8 @@ SELECT epoch, xid::text::bigint, seq, event_id, command_id, topic, shard::intege
     e.version, type, schema::integer, (extract(epoch FROM at) * 1000000)::bigint, payload,
     prev_hash, hash
 FROM unnest(%(streams)s::text[], %(versions)s::bigint[]) AS h(stream, version)
-JOIN event_log e ON e.stream = h.stream AND e.version = h.version
+CROSS JOIN LATERAL (
+    SELECT * FROM event_log e WHERE e.stream = h.stream AND e.version = h.version LIMIT 1) e
 """
 PAGE_ACCOUNTS: Final = 500
 LONG_EVENTS: Final = 50_000

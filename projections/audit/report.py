@@ -80,23 +80,25 @@ CONSERVATION: Final = "I1"
 NO_OVERDRAFT: Final = "I2"
 ONE_OUTCOME: Final = "I3"
 SETTLE_BOUNDS: Final = "I4"
+SINGLE_USE: Final = "I5"
 COMMANDS: Final = "I6"
 GAPLESS: Final = "I7"
 DUPLICATE_PROOF: Final = "I11"
 COMPLETENESS: Final = "I12"
 PROVENANCE: Final = "I13"
+PLANS: Final = "plans"
 READ_MODELS: Final = "I9"
 SEALS: Final = "I8"
 TOPICS: Final = "kafka"
 CHECKS: Final[tuple[str, ...]] = (
-    CHAIN, STATES, CONSERVATION, NO_OVERDRAFT, ONE_OUTCOME, SETTLE_BOUNDS, COMMANDS, GAPLESS,
-    TOPICS, SEALS, READ_MODELS, DUPLICATE_PROOF, COMPLETENESS, PROVENANCE,
+    CHAIN, STATES, CONSERVATION, NO_OVERDRAFT, ONE_OUTCOME, SETTLE_BOUNDS, SINGLE_USE,
+    COMMANDS, GAPLESS, TOPICS, SEALS, READ_MODELS, DUPLICATE_PROOF, COMPLETENESS, PROVENANCE, PLANS,
 )  # fmt: skip
 """In the order of the report: a broken chain explains most of what comes after it.
 
 `chain`: hashes, versions, topics, shards. `states`: the table `streams`. `kafka`: the records of
-the topics are the rows of the table. The others are the invariants of
-`backend/ledger/README.md`; I8 are the seals, I9 the read models.
+the topics are the rows of the table. `plans`: what subscriptions cost, were credited and paid for.
+The others are the invariants of `backend/ledger/README.md`; I8 are the seals, I9 the read models.
 """
 
 

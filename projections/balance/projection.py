@@ -15,9 +15,15 @@ from projections.target import Schema, consumer_name, enter
 from schemas.event import LEDGER
 from schemas.ledger import (
     AccountOpened,
+    GiftTaken,
     HoldExtended,
     HoldReleased,
     HoldSettled,
+    InvitationRewarded,
+    PlanBought,
+    PlanChanged,
+    PlanExpired,
+    PlanRenewed,
     PointsCorrected,
     PointsGranted,
     PointsHeld,
@@ -37,25 +43,35 @@ HANDLERS: Final[dict[type[Any], Any]] = {
     ShortfallRecorded: AccountStates.fold,
     UsageLate: AccountStates.fold,
     RequestRefused: AccountStates.fold,
+    GiftTaken: AccountStates.fold,
+    PlanBought: AccountStates.fold,
+    PlanRenewed: AccountStates.fold,
+    PlanChanged: AccountStates.fold,
+    PlanExpired: AccountStates.fold,
+    InvitationRewarded: AccountStates.fold,
 }
 """Every event of an account goes through the ledger's own fold, so both say the same."""
 
 LOAD: Final = "SELECT stream, state FROM balance WHERE stream = ANY(%(streams)s)"
 SAVE: Final = """
 INSERT INTO balance AS b (stream, person, issued_upt, charged_upt, posted_upt, held_upt,
-    available_upt, shortfall_upt, open_holds, version, hash, at_us, state)
+    available_upt, shortfall_upt, open_holds, version, hash, at_us, state, plan_level,
+    plan_until_us, plan_used)
 SELECT stream, person, issued_upt, charged_upt, posted_upt, held_upt, available_upt,
-    shortfall_upt, open_holds, version, decode(hash, 'hex'), at_us, state
+    shortfall_upt, open_holds, version, decode(hash, 'hex'), at_us, state, plan_level,
+    plan_until_us, plan_used
 FROM json_to_recordset(%(rows)s::json) AS i(stream text, person bigint, issued_upt bigint,
     charged_upt bigint, posted_upt bigint, held_upt bigint, available_upt bigint,
-    shortfall_upt bigint, open_holds integer, version bigint, hash text, at_us bigint, state text)
+    shortfall_upt bigint, open_holds integer, version bigint, hash text, at_us bigint, state text,
+    plan_level smallint, plan_until_us bigint, plan_used text)
 ORDER BY stream
 ON CONFLICT (stream) DO UPDATE SET person = excluded.person, issued_upt = excluded.issued_upt,
     charged_upt = excluded.charged_upt, posted_upt = excluded.posted_upt,
     held_upt = excluded.held_upt, available_upt = excluded.available_upt,
     shortfall_upt = excluded.shortfall_upt, open_holds = excluded.open_holds,
     version = excluded.version, hash = excluded.hash, at_us = excluded.at_us,
-    state = excluded.state
+    state = excluded.state, plan_level = excluded.plan_level,
+    plan_until_us = excluded.plan_until_us, plan_used = excluded.plan_used
 """
 
 NAME: Final = "balance"

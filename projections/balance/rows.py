@@ -24,10 +24,16 @@ class BalanceRow(msgspec.Struct, frozen=True, gc=False):
     hash: str
     at_us: int
     state: msgspec.Raw
+    plan_level: int | None = None
+    """Of the subscription, until its end is recorded; None: none."""
+    plan_until_us: int | None = None
+    plan_used: str | None = None
+    """Calls by item in the period that was counted last, as JSON."""
 
 
 def row_of(account: Account, last: Arrived) -> BalanceRow:
     """The row of an account whose last event is `last`."""
+    plan = account.subscription
     return BalanceRow(
         stream=last.row.stream,
         person=account.person,
@@ -42,4 +48,7 @@ def row_of(account: Account, last: Arrived) -> BalanceRow:
         hash=last.row.hash.hex(),
         at_us=last.row.at_us,
         state=msgspec.Raw(ACCOUNT.encode(account)),
+        plan_level=None if plan is None else plan.level,
+        plan_until_us=None if plan is None else plan.until_us,
+        plan_used=None if plan is None else msgspec.json.encode(plan.used, order="sorted").decode(),
     )

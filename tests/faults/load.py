@@ -211,6 +211,15 @@ class Load:
         async with asyncio.timeout(timeout_s), self._changed:
             await self._changed.wait_for(lambda: len(self.ended(Ending.ANSWERED)) >= wanted)
 
+    async def until_refused(self, count: int, timeout_s: float = 30) -> None:
+        """Waits until so many calls in all were refused."""
+
+        def refused() -> bool:
+            return sum(call.returned is Returned.FAIL for call in self.calls) >= count
+
+        async with asyncio.timeout(timeout_s), self._changed:
+            await self._changed.wait_for(refused)
+
     async def until_idle(self, timeout_s: float = 60) -> None:
         """Waits until no call is under way; clear `up` first."""
         async with asyncio.timeout(timeout_s), self._changed:

@@ -121,13 +121,14 @@ class SlowProvider(Nemesis):
         self._accounts = accounts[:2]
 
     async def inject(self, ground: Ground, load: Load, chance: Random) -> None:
-        script = (self.silent, self.sticky)[self._number % 2]
+        # A whole answer has no tokens to wait between.
+        script, streams = ((self.silent, (True, False)), (self.sticky, (True,)))[self._number % 2]
         self._number += 1
         ground.upstream.by_model["odd"] = script
         async with httpx.AsyncClient(trust_env=False, timeout=20) as client:
             calls = [
-                Call(chance.choice(self._accounts), "odd", streamed=number % 2 == 0)
-                for number in range(self.calls)
+                Call(chance.choice(self._accounts), "odd", streamed=chance.choice(streams))
+                for _ in range(self.calls)
             ]
             await asyncio.gather(*(call.make(client, chance.choice(ground.urls)) for call in calls))
         for call in calls:
@@ -175,6 +176,10 @@ class Hanging:
         for _ in range(pieces):
             await asyncio.get_running_loop().sock_recv(self._socket, 1)
             await asyncio.sleep(0.2)
+
+    def widen(self) -> None:
+        """Takes all there is from now on."""
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
 
     def hang_up(self) -> None:
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
@@ -245,8 +250,8 @@ class ReadsSlowly(Nemesis):
     fault, what = "F22", "client reads a byte now and then of a long answer"
     lasts_s = (0.0, 0.0)
     rounds_short = 1
-    texts = ("0123456789abcdef" * 256,) * 2_000
-    """8 MB."""
+    texts = ("0123456789abcdef" * 4_096,) * 400
+    """26 MB: more than all the buffers of the system between provider and client."""
     rss_bytes_max = 4 * 1024 * 1024
 
     def __init__(self) -> None:
@@ -268,10 +273,15 @@ class ReadsSlowly(Nemesis):
         self._sent = max(self._sent, seen.chunks_sent)
         assert seen.chunks_sent < len(self.texts) // 2, "nobody holds the provider back"
         self._grown_bytes = max(self._grown_bytes, process.memory_info().rss - before)
+        client.widen()
         await client.read_until(b"[DONE]")
         client.close()
 
     async def finish(self, ground: Ground, verdict: Verdict) -> str:
         assert self._grown_bytes < self.rss_bytes_max + 4 * len(self.texts[0]) * self._sent
         grown, sent = self._grown_bytes / 1e6, self._sent * len(self.texts[0]) / 1e6
-        return f"provider held back after {sent:.1f} of 8.2 MB; process grew by {grown:.1f} MB"
+        whole = sum(map(len, self.texts)) / 1e6
+        return (
+            f"provider held back after {sent:.1f} of {whole:.1f} MB (system buffers and what "
+            f"arrived); the process grew by {grown:.1f} MB"
+        )

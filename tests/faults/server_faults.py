@@ -7,6 +7,7 @@ import asyncio
 import time
 from random import Random
 
+import httpx
 import psycopg
 import redis.asyncio as redis
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -14,9 +15,10 @@ from aiokafka.admin import AIOKafkaAdminClient
 
 from backend.kit.postgres import connect, fetch_all
 from projections.declared import PROJECTIONS
+from schemas.errors import InsufficientPoints
 from tests.faults.books import command
 from tests.faults.ground import Ground
-from tests.faults.load import Load
+from tests.faults.load import Call, Ending, Load
 from tests.faults.machines import pause_tree, resume_tree
 from tests.faults.nemesis import Nemesis
 from tests.faults.site import Account
@@ -134,14 +136,29 @@ class KafkaKilled(Nemesis):
     weight = 5
     lasts_s = (3.0, 5.0)
 
+    def __init__(self) -> None:
+        self._calls: list[Call] = []
+
+    async def prepare(self, ground: Ground, load: Load, accounts: tuple[Account, ...]) -> None:
+        self._calls = load.calls
+
     async def inject(self, ground: Ground, load: Load, chance: Random) -> None:
         assert ground.broker is not None
         ground.broker.kill()
         await load.until_answered(4)
+        async with httpx.AsyncClient(trust_env=False) as client:
+            health = await client.get(f"{ground.api_a.url}/health", timeout=10)
+        assert health.status_code == 200, f"the site is ready without Kafka: {health.text}"
 
     async def heal(self, ground: Ground, load: Load, chance: Random) -> None:
         assert ground.broker is not None
         await ground.broker.begin()
+
+    async def finish(self, ground: Ground, verdict: Verdict) -> str:
+        hurt = [call for call in self._calls if call.ending is not Ending.ANSWERED]
+        hurt = [call for call in hurt if call.status != InsufficientPoints.status]
+        assert not hurt, f"no call notices Kafka: {hurt}"
+        return f"none of {len(self._calls)} calls noticed"
 
 
 class KafkaWiped(KafkaKilled):
@@ -154,7 +171,8 @@ class KafkaWiped(KafkaKilled):
 
     async def finish(self, ground: Ground, verdict: Verdict) -> str:
         events = sum(balance.version for balance in verdict.books.balances.values())
-        return f"{events} ledger events filled again from the table"
+        said = await super().finish(ground, verdict)
+        return f"{said}; {events} ledger events filled again from the table"
 
 
 class OffsetsRewound(Nemesis):

@@ -7,7 +7,13 @@ from random import Random
 
 import pytest
 
-from tests.faults import network_faults, process_faults, provider_faults, server_faults
+from tests.faults import (
+    backup_faults,
+    network_faults,
+    process_faults,
+    provider_faults,
+    server_faults,
+)
 from tests.faults.figures import Report
 from tests.faults.ground import Ground
 from tests.faults.nemesis import Nemesis, run_fault
@@ -45,9 +51,10 @@ NEMESES: tuple[Callable[[], Nemesis], ...] = (
     network_faults.KafkaSplit,
     server_faults.KafkaKilled,
     server_faults.KafkaWiped,
+    backup_faults.BackupRestored,
 )
 """In an order in which the dear ones come last."""
-NEED_KAFKA = {"F5", "F13", "F14", "F15"}
+NEED_KAFKA = {"F5", "F13", "F14", "F15", "F31"}
 
 
 def named(make: Callable[[], Nemesis]) -> str:

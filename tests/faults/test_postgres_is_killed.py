@@ -9,7 +9,7 @@ from random import Random
 import psutil
 
 from tests.faults.books import check_audit, check_states, read_books, until_ended
-from tests.faults.chance import rounds
+from tests.faults.chance import rounds_of
 from tests.faults.conftest import MakeRole
 from tests.faults.load import Ending, Load
 from tests.faults.roles import Role, database_url
@@ -17,7 +17,7 @@ from tests.faults.site import LOAD_MODELS, PLENTY, SCANT, open_accounts, until_s
 from tests.upstream import FakeUpstream
 
 WIDTH = 12
-KILLS = max(3, rounds() // 3)
+KILLS = rounds_of(2, weight=3)
 KILLS_PER_START = 5
 """The supervisor gives a server up that falls again and again within a minute."""
 RESTART_TIMEOUT_S = 30.0

@@ -17,7 +17,7 @@ from tests.faults.books import (
 )
 from tests.faults.calling import DUE, DUE_UPT, GATED, Calling
 from tests.faults.conftest import MakeRole
-from tests.faults.load import Ending, Load
+from tests.faults.load import Load
 from tests.faults.site import open_accounts, outside_database, until_served
 from tests.upstream import FakeUpstream
 
@@ -58,30 +58,6 @@ async def test_usage_of_a_process_that_slept_past_its_leases_is_late_and_not_a_s
         assert request.charged_upt == DUE_UPT, format_points(request.charged_upt)
     await check_states(database.app_url, books)
     await check_audit(sleeper.environment)
-
-
-async def test_calls_under_way_end_and_are_settled_when_the_process_is_asked_to_end(
-    database: Database, upstream: FakeUpstream, make_role: MakeRole, chance: Random
-) -> None:
-    role = make_role("api", outside_database(database.app_url, database.owner_url))
-    accounts = await open_accounts(role.environment, upstream.url)
-    await role.start()
-    await until_served(role.url, accounts)
-    async with Load(role.url, accounts, ("long", "late-head"), chance, WIDTH) as load:
-        await load.until_answered(WIDTH)
-        under_way = [call for call in load.in_flight if call.status == 200]
-        load.up.clear()
-        role.ask_to_stop()
-        await load.until_idle()
-        assert await role.ended() == 0
-    assert under_way
-    assert {call.ending for call in under_way} == {Ending.ANSWERED}, under_way
-    assert await open_leases(database.app_url) == set(), "nothing is left to a sweep"
-    books = await read_books(database.app_url)
-    assert books.check(accounts, load.calls, upstream.reported()) == []
-    answered = {call.request_id for call in load.ended(Ending.ANSWERED)}
-    assert books.requests.keys() == answered, "whoever was let in was answered"
-    assert not any(request.swept for request in books.requests.values())
 
 
 async def test_a_process_whose_clients_hung_up_ends_soon_and_settles_what_they_owe(

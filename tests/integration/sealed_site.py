@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -106,7 +106,7 @@ async def make_sealed_site(database: Any, data_dir: Path) -> SealedSite:
 
 
 @contextmanager
-def copied(server: Any, site: SealedSite, data_dir: Path) -> Iterator[SealedSite]:
+def copied(server: Any, site: SealedSite, data_dir: Path) -> Generator[SealedSite]:
     """The same site, to be damaged."""
     shutil.copytree(site.data_dir, data_dir)
     copy = copy_of(server, site.database)
@@ -117,7 +117,7 @@ def copied(server: Any, site: SealedSite, data_dir: Path) -> Iterator[SealedSite
 
 
 @contextmanager
-def as_superuser(url: str) -> Iterator[psycopg.Connection[Any]]:
+def as_superuser(url: str) -> Generator[psycopg.Connection[Any]]:
     """Triggers are off; what is done is committed."""
     with psycopg.connect(url) as connection:
         connection.execute("SET session_replication_role = replica")

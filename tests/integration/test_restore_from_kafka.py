@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, LiteralString
 from uuid import UUID, uuid4
@@ -17,106 +13,50 @@ import pytest
 from psycopg import sql
 
 from backend.folds import ALL_FOLDS
-from backend.grants import GrantAsked, Granted
-from backend.identity.service import KeyAsked
-from backend.journal.chain import genesis_hash, hash_of
-from backend.journal.commands import Landed
-from backend.journal.keys_topic import KeyRecord, key_record, site_record
+from backend.journal.chain import hash_of
+from backend.journal.keys_topic import KeyRecord, key_record
 from backend.journal.migrate import migrate
 from backend.journal.publisher_place import RESTORING
-from backend.kit.kafka import read_topics
-from backend.kit.kafka_admin import KEYS_TOPIC, OUR_TOPICS, TopicSpec, ensure_topics
-from backend.kit.kafka_outlet import Outgoing, outgoing_of, outlet
+from backend.kit.kafka_admin import OUR_TOPICS, TopicSpec, ensure_topics
+from backend.kit.kafka_outlet import outgoing_of
 from backend.kit.postgres import connect
+from projections.audit.report import SEALS
 from projections.replay import replay_kafka, replay_table
 from schemas.catalog import ChannelSettings
 from schemas.errors import IdempotencyConflict, Unavailable
-from schemas.event import Recorded
 from schemas.identity import PersonForgotten
-from schemas.ids import KeyId, PersonId, account_stream, person_stream
-from schemas.money import MicroPoints
+from schemas.ids import account_stream, person_stream
 from scripts.kafka import Broker
 from tests.conftest import Database
 from tests.given import (
-    A_POINT_A_CALL,
     MODEL,
     PER_TOKEN,
     POINT,
     granting,
-    hold_asked,
-    holding,
-    new_request,
     opening,
-    settle_asked,
-    settling,
 )
 from tests.integration.audited_site import Site, audited, readable
-from tests.integration.identity_site import SECRET_TEXT, Process, process_of
+from tests.integration.identity_site import SECRET_TEXT, process_of
 from tests.integration.log_writing import until
+from tests.integration.restore_ground import (
+    PASSWORD,
+    Command,
+    Lost,
+    calls_of,
+    count_of,
+    do,
+    grant_to,
+    keys_in,
+    lived,
+    send,
+    site_in_kafka,
+    site_row,
+)
 from tests.integration.test_seals_from_kafka import filled, published, witness_on, witnessed
-from tests.projection_log import History
 
 pytest_plugins = ("tests.integration.kafka_broker",)
 
-ROOT = Path(__file__).resolve().parents[2]
 OTHER_SECRET = "w3Hn8Zq5Kd1Vx6Rb9Tm2Lf7Pc4Js0Gy+"
-PASSWORD = "a good password"
-
-
-class Lost(msgspec.Struct):
-    """What was known of a site before its database was lost."""
-
-    person: PersonId
-    forgotten: PersonId
-    key: KeyId
-    key_text: str
-    granted: Granted
-    open_request: str
-    events: int
-    digest: str
-
-
-class Command:
-    """`suanpan` as an operator types it, on one database and one Kafka."""
-
-    def __init__(self, database: Database, broker: Broker, data_dir: Path) -> None:
-        self.environment = {
-            "PATH": os.environ["PATH"],
-            "PYTHONPATH": str(ROOT),
-            "SUANPAN_DATA_DIR": str(data_dir),
-            "DATABASE_URL": database.app_url,
-            "DATABASE_OWNER_URL": database.owner_url,
-            "KAFKA_BOOTSTRAP_SERVERS": broker.bootstrap,
-            "SECRET": SECRET_TEXT,
-        }
-
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, "-m", "backend.cli", *arguments, "--json"],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=self.environment,
-        )
-
-    def json(self, *arguments: str) -> Any:
-        process = self.start(*arguments)
-        out, err = process.communicate(timeout=180)
-        assert process.returncode == 0, err
-        return msgspec.json.decode(out)
-
-    def refused(self, *arguments: str) -> str:
-        """The one sentence on stderr of a command that must fail."""
-        process = self.start(*arguments)
-        out, err = process.communicate(timeout=180)
-        assert process.returncode == 1, err
-        assert out == ""
-        assert "Traceback" not in err
-        lines = [line for line in err.splitlines() if line.startswith("suanpan: ")]
-        assert len(lines) == 1, err
-        return lines[0]
-
-
 RESTORE = ("restore", "--from", "kafka")
 
 
@@ -125,63 +65,10 @@ def restoring(empty_database: Database, own_broker: Broker, tmp_path: Path) -> C
     return Command(empty_database, own_broker, tmp_path / "restored")
 
 
-async def _lived(database: Database) -> Lost:
-    """Everything a site records: people, a key, a channel, prices, grants, requests."""
-    async with process_of(database.app_url) as site:
-        anna = (await site.opening.open_person("Anna", PASSWORD, administrator=True)).person
-        bert = (await site.opening.open_person("Bert", None)).person
-        key = await site.identity.create_key(anna, KeyAsked(name="mine"))
-        channel = ChannelSettings("first", "openai", "http://127.0.0.1:9/v1", (MODEL,))
-        await site.opening.add_channel(channel, "channel-secret")
-        await site.catalog.set_price(MODEL, A_POINT_A_CALL)
-        await site.catalog.set_price(MODEL, PER_TOKEN)
-        granted = await _granted(site, anna)
-        for _ in range(3):
-            request = new_request()
-            await _do(site, holding(anna, hold_asked(request), UUID(request)))
-            await _do(site, settling(anna, settle_asked(request)))
-        left = new_request()
-        await _do(site, holding(anna, hold_asked(left), UUID(left)))
-    await readable(database.app_url)
-    replayed = await replay_table(database.app_url, ALL_FOLDS)
-    assert replayed.differences == ()
-    return Lost(anna, bert, key.key, key.text, granted, left, replayed.events, replayed.digest)
-
-
-async def _granted(site: Process, person: PersonId, points: int = 7) -> Granted:
-    asked = GrantAsked(person, MicroPoints(points * POINT), "a welcome")
-    return await site.grants.grant(asked, actor="cli", idempotency_key="welcome-1")
-
-
-async def _do(site: Process, command: Any) -> None:
-    assert isinstance(await site.writer.submit(command), Landed)
-
-
-def _site_row(url: str) -> tuple[UUID, int, str | None]:
-    with psycopg.connect(url) as connection:
-        row = connection.execute("SELECT site_id, epoch, read_only_reason FROM site").fetchone()
-    assert row is not None
-    return row[0], row[1], row[2]
-
-
-def _count(url: str, table: str) -> int:
-    with psycopg.connect(url) as connection:
-        row = connection.execute(
-            sql.SQL("SELECT count(*) FROM {}").format(sql.Identifier(table))
-        ).fetchone()
-    assert row is not None
-    return row[0]
-
-
 def _assert_untouched(database: Database, site: tuple[UUID, int, str | None]) -> None:
-    assert _site_row(database.app_url) == site
+    assert site_row(database.app_url) == site
     for table in ("event_log", "streams", "commands", "leases", "data_keys"):
-        assert _count(database.app_url, table) == 0, table
-
-
-async def _send(broker: Broker, *records: Outgoing) -> None:
-    async with outlet(broker.bootstrap, client_id="test") as out:
-        await out.send(records, timeout_s=30)
+        assert count_of(database.app_url, table) == 0, table
 
 
 async def test_everything_comes_back_and_the_site_goes_on(
@@ -191,18 +78,18 @@ async def test_everything_comes_back_and_the_site_goes_on(
     restoring: Command,
     tmp_path: Path,
 ) -> None:
-    lost = await _lived(database)
+    lost = await lived(database)
     await filled(database, own_broker.bootstrap)
     await witnessed(witness_on(own_broker, tmp_path), 1, lost.events)
     before = Command(database, own_broker, tmp_path / "lost").json("balance", "--user", "anna")
 
     answered = restoring.json(*RESTORE)
 
-    site_id, old_epoch, _ = _site_row(database.app_url)
+    site_id, old_epoch, _ = site_row(database.app_url)
     assert answered["not_restored"] == ["sessions", "rate counters", "object bytes"]
     assert (answered["site_id"], answered["events"]) == (str(site_id), lost.events)
     assert (answered["epoch"], answered["data_keys"]) == (old_epoch + 1, 2)
-    assert _site_row(empty_database.app_url) == (site_id, old_epoch + 1, None)
+    assert site_row(empty_database.app_url) == (site_id, old_epoch + 1, None)
     assert restoring.json("balance", "--user", "anna") == before
     url = empty_database.app_url
     replayed = await replay_table(url, ALL_FOLDS)
@@ -215,7 +102,7 @@ async def test_everything_comes_back_and_the_site_goes_on(
     # The publisher goes on where Kafka ends: it sends what is new, and nothing again.
     async with published(empty_database, own_broker.bootstrap) as publisher:
         async with process_of(url) as site:
-            await _do(site, granting(lost.person, POINT))
+            await do(site, granting(lost.person, POINT))
             new = (await site.opening.open_person("Carla", None)).person
         assert new not in (lost.person, lost.forgotten, lost.key)
         # A name, a person and an account, and the grant.
@@ -225,7 +112,7 @@ async def test_everything_comes_back_and_the_site_goes_on(
     assert (kafka.events, kafka.differences) == (lost.events + 4, ())
     await witnessed(witness_on(own_broker, tmp_path), 2, lost.events + 4)
     after = await audited(url, bootstrap=own_broker.bootstrap)
-    assert [check for check in after.checks if check.id == "seals" and not check.ok] == []
+    assert [check for check in after.checks if check.id == SEALS and not check.ok] == []
 
 
 async def _sent(publisher: Any, rows: int) -> bool:
@@ -248,15 +135,15 @@ async def _expect_people_keys_and_secrets(url: str, lost: Lost) -> None:
 
 async def _expect_repeats(url: str, lost: Lost) -> None:
     """An old command changes nothing; the open hold is given to the sweep."""
-    events = _count(url, "event_log")
+    events = count_of(url, "event_log")
     async with process_of(url) as site:
-        again = await _granted(site, lost.person)
+        again = await grant_to(site, lost.person)
         assert again == msgspec.structs.replace(lost.granted, repeated=True)
         with pytest.raises(IdempotencyConflict):
-            await _granted(site, lost.person, points=8)
+            await grant_to(site, lost.person, points=8)
         with pytest.raises(IdempotencyConflict):
-            await _granted(site, lost.forgotten)
-    assert _count(url, "event_log") == events
+            await grant_to(site, lost.forgotten)
+    assert count_of(url, "event_log") == events
     with psycopg.connect(url) as connection:
         leases = connection.execute(
             "SELECT request_id::text, stream, until <= clock_timestamp() FROM leases"
@@ -267,10 +154,10 @@ async def _expect_repeats(url: str, lost: Lost) -> None:
 async def test_a_secret_that_is_wrong_or_missing_is_refused_and_the_database_stays_empty(
     database: Database, empty_database: Database, own_broker: Broker, restoring: Command
 ) -> None:
-    await _lived(database)
+    await lived(database)
     await filled(database, own_broker.bootstrap)
     migrate(empty_database.owner_url, empty_database.app_url)
-    untouched = _site_row(empty_database.app_url)
+    untouched = site_row(empty_database.app_url)
 
     restoring.environment["SECRET"] = OTHER_SECRET
     assert "SECRET is not the one" in restoring.refused(*RESTORE)
@@ -291,7 +178,7 @@ async def test_a_log_without_data_keys_is_checked_by_what_the_site_itself_sealed
 
     restoring.environment["SECRET"] = OTHER_SECRET
     assert "SECRET is not the one" in restoring.refused(*RESTORE)
-    assert _count(empty_database.app_url, "event_log") == 0
+    assert count_of(empty_database.app_url, "event_log") == 0
     restoring.environment["SECRET"] = SECRET_TEXT
     assert restoring.json(*RESTORE)["events"] == 1
 
@@ -299,16 +186,16 @@ async def test_a_log_without_data_keys_is_checked_by_what_the_site_itself_sealed
 async def test_a_database_that_has_events_or_is_in_use_is_refused(
     database: Database, own_broker: Broker, tmp_path: Path
 ) -> None:
-    await _lived(database)
+    await lived(database)
     await filled(database, own_broker.bootstrap)
-    events = _count(database.app_url, "event_log")
+    events = count_of(database.app_url, "event_log")
     command = Command(database, own_broker, tmp_path / "again")
 
     assert "`suanpan recover` imports what it lacks" in command.refused(*RESTORE)
     async with await connect(database.app_url, application="suanpan writer"):
         assert "`suanpan writer` is using this database" in command.refused(*RESTORE)
-    assert _count(database.app_url, "event_log") == events
-    assert _site_row(database.app_url)[2] is None
+    assert count_of(database.app_url, "event_log") == events
+    assert site_row(database.app_url)[2] is None
 
 
 async def test_a_kafka_without_a_site_is_refused(
@@ -317,9 +204,9 @@ async def test_a_kafka_without_a_site_is_refused(
     assert "has no topic suanpan.ledger" in restoring.refused(*RESTORE)
     await ensure_topics(own_broker.bootstrap, 1)
     assert "nothing to restore" in restoring.refused(*RESTORE)
-    await _send(own_broker, outgoing_of(_calls(uuid4(), 1)[0]))
+    await send(own_broker, outgoing_of(calls_of(uuid4(), 1)[0]))
     assert "does not say which site" in restoring.refused(*RESTORE)
-    assert _count(empty_database.app_url, "event_log") == 0
+    assert count_of(empty_database.app_url, "event_log") == 0
 
 
 async def test_topics_with_other_partitions_are_refused(
@@ -331,25 +218,6 @@ async def test_topics_with_other_partitions_are_refused(
     ]
     await ensure_topics(own_broker.bootstrap, 1, specs=specs)
     assert "suanpan.ledger has 4 partitions where a site has 16" in restoring.refused(*RESTORE)
-
-
-def _calls(site_id: UUID, events: int) -> list[Recorded]:
-    """Accounts and their calls, chained as this site's."""
-    heads: dict[str, bytes] = {}
-    rows: list[Recorded] = []
-    for row in History().calls(max(1, events // 50), events):
-        prev = heads.get(row.stream) or genesis_hash(site_id, row.stream)
-        chained = msgspec.structs.replace(row, prev_hash=prev)
-        chained = msgspec.structs.replace(chained, hash=hash_of(chained))
-        heads[row.stream] = chained.hash
-        rows.append(chained)
-    return rows
-
-
-async def _site_in_kafka(broker: Broker, rows: Sequence[Recorded], site_id: UUID) -> None:
-    await ensure_topics(broker.bootstrap, 1)
-    await _send(broker, site_record(site_id))
-    await _send(broker, *(outgoing_of(row) for row in rows))
 
 
 @pytest.mark.parametrize(
@@ -369,14 +237,14 @@ async def test_a_forged_record_is_named_and_the_site_stays_closed(
     what: str,
 ) -> None:
     site_id = uuid4()
-    rows = _calls(site_id, 20)
+    rows = calls_of(site_id, 20)
     forged = msgspec.structs.replace(rows[1], **change)
-    await _site_in_kafka(own_broker, [rows[0], forged, *rows[2:]], site_id)
+    await site_in_kafka(own_broker, [rows[0], forged, *rows[2:]], site_id)
 
     said = restoring.refused(*RESTORE)
     assert f"account:1 version {forged.version} (suanpan.ledger/{forged.shard}) " in said
     assert what in said
-    assert _site_row(empty_database.app_url)[2] == RESTORING
+    assert site_row(empty_database.app_url)[2] == RESTORING
     assert "being restored" in restoring.refused("recover")
     await _expect_closed(empty_database.app_url)
 
@@ -385,10 +253,10 @@ async def test_two_events_under_one_version_are_named(
     own_broker: Broker, restoring: Command
 ) -> None:
     site_id = uuid4()
-    rows = _calls(site_id, 20)
+    rows = calls_of(site_id, 20)
     twin = msgspec.structs.replace(rows[0], payload=rows[0].payload + b" ")
     twin = msgspec.structs.replace(twin, hash=hash_of(twin))
-    await _site_in_kafka(own_broker, [*rows, twin], site_id)
+    await site_in_kafka(own_broker, [*rows, twin], site_id)
     assert "two different events 1 of account:1" in restoring.refused(*RESTORE)
 
 
@@ -396,9 +264,9 @@ async def test_records_that_were_sent_twice_are_taken_once(
     empty_database: Database, own_broker: Broker, restoring: Command
 ) -> None:
     site_id = uuid4()
-    rows = _calls(site_id, 3_000)
-    await _site_in_kafka(own_broker, rows, site_id)
-    await _send(own_broker, *(outgoing_of(row) for row in rows))
+    rows = calls_of(site_id, 3_000)
+    await site_in_kafka(own_broker, rows, site_id)
+    await send(own_broker, *(outgoing_of(row) for row in rows))
     assert restoring.json(*RESTORE)["events"] == 3_000
     kafka = await replay_kafka(empty_database.app_url, own_broker.bootstrap, ALL_FOLDS)
     assert (kafka.events, kafka.differences) == (3_000, ())
@@ -414,31 +282,31 @@ async def test_a_restore_that_is_killed_goes_on_where_it_was_and_the_site_stays_
     empty_database: Database, own_broker: Broker, restoring: Command
 ) -> None:
     site_id, url = uuid4(), empty_database.app_url
-    rows = _calls(site_id, 30_000)
-    await _site_in_kafka(own_broker, rows, site_id)
+    rows = calls_of(site_id, 12_000)
+    await site_in_kafka(own_broker, rows, site_id)
     migrate(empty_database.owner_url, url)
 
     for condition in (
         "(SELECT count(*) FROM event_log) > 0",
-        "(SELECT count(*) FROM event_log) > 15000",
-        "(SELECT count(*) FROM commands) = 30000",
+        "(SELECT count(*) FROM event_log) > 6000",
+        "(SELECT count(*) FROM commands) = 12000",
         "EXISTS (SELECT FROM consumer_places WHERE consumer = 'statement:rebuild')",
     ):
         await _killed_when(restoring, url, condition)
-        assert _site_row(url)[2] == RESTORING
+        assert site_row(url)[2] == RESTORING
         await _expect_closed(url)
-        events = _count(url, "event_log")
+        events = count_of(url, "event_log")
         # A publisher that starts now leaves Kafka and the half of a log alone.
         async with published(empty_database, own_broker.bootstrap) as publisher:
             await until(lambda: _is(publisher, "read-only"), what="the publisher waits")
-        assert _count(url, "event_log") == events
+        assert count_of(url, "event_log") == events
 
     answered = restoring.json(*RESTORE)
-    assert (answered["events"], answered["imported"]) == (30_000, 0)
+    assert (answered["events"], answered["imported"]) == (12_000, 0)
     table = await replay_table(url, ALL_FOLDS)
     kafka = await replay_kafka(url, own_broker.bootstrap, ALL_FOLDS)
     assert (kafka.digest, kafka.differences) == (table.digest, table.differences)
-    assert kafka.events == 30_000
+    assert kafka.events == 12_000
     report = await audited(url, bootstrap=own_broker.bootstrap)
     # These made-up calls name prices that no stream has; all else is in order.
     assert {check.id for check in report.checks if not check.ok} <= {"I3", "I13"}
@@ -470,19 +338,19 @@ async def _killed_when(command: Command, url: str, condition: LiteralString) -> 
 async def test_the_key_of_a_forgotten_person_does_not_come_back(
     database: Database, empty_database: Database, own_broker: Broker, restoring: Command
 ) -> None:
-    lost = await _lived(database)
+    lost = await lived(database)
     async with process_of(database.app_url) as site:
         carla = (await site.opening.open_person("Carla", PASSWORD)).person
     await readable(database.app_url)
     await filled(database, own_broker.bootstrap)
-    (record,) = [one for one in await _keys_in(own_broker) if one[0] == f"account:{carla}/1"]
+    (record,) = [one for one in await keys_in(own_broker) if one[0] == f"account:{carla}/1"]
     # Bert by an event, his key still in the topic; Carla by a tombstone, an old record behind it.
     async with process_of(database.app_url) as site:
         event = PersonForgotten("cli")
         await Site(site.writer).record(person_stream(lost.forgotten), event)
     await filled(database, own_broker.bootstrap)
     tombstone = key_record(KeyRecord(carla, 1, None))
-    await _send(own_broker, tombstone, msgspec.structs.replace(tombstone, value=record[1]))
+    await send(own_broker, tombstone, msgspec.structs.replace(tombstone, value=record[1]))
 
     answered = restoring.json(*RESTORE)
 
@@ -495,10 +363,28 @@ async def test_the_key_of_a_forgotten_person_does_not_come_back(
         assert await site.identity.name_of(carla) is None
 
 
-async def _keys_in(broker: Broker) -> list[tuple[str, bytes]]:
-    return [
-        (record.key.decode(), record.value)
-        async for batch in read_topics(broker.bootstrap, (KEYS_TOPIC,))
-        for record in batch
-        if record.key and record.value
-    ]
+async def test_keys_that_were_wrapped_anew_come_back_and_a_destroyed_epoch_does_not(
+    database: Database, empty_database: Database, own_broker: Broker, restoring: Command
+) -> None:
+    lost = await lived(database)
+    await filled(database, own_broker.bootstrap)
+    async with process_of(database.app_url) as site:
+        assert (await site.identity.data_keys.epochs.rewrap()).epochs_destroyed == 1
+    async with published(database, own_broker.bootstrap):
+        await until(lambda: _told(database.app_url), what="Kafka is told")
+
+    assert restoring.json(*RESTORE)["data_keys"] == 2
+
+    assert count_of(empty_database.app_url, "key_epochs") == 1
+    async with process_of(empty_database.app_url) as site:
+        assert await site.identity.name_of(lost.person) == "Anna"
+        assert await site.identity.data_keys.epochs.tend() is None
+
+
+async def _told(url: str) -> bool:
+    with psycopg.connect(url) as connection:
+        row = connection.execute(
+            "SELECT NOT EXISTS (SELECT FROM key_tombstones WHERE NOT published)"
+            " AND NOT EXISTS (SELECT FROM data_keys WHERE NOT published)"
+        ).fetchone()
+    return row == (True,)

@@ -32,12 +32,12 @@ FIRST, SECOND, THIRD, OPEN = (new_request() for _ in range(4))
 
 
 def row(version: int, stream: str, event: Any) -> Recorded:
-    request = getattr(event, "request_id", None)
+    request = RequestId(getattr(event, "request_id", ""))
     command = None
     if isinstance(event, UsageLate):
-        command = late_command_id(RequestId(request))
+        command = late_command_id(request)
     elif isinstance(event, HoldSettled | HoldReleased):
-        command = outcome_command_id(RequestId(request))
+        command = outcome_command_id(request)
     return Recorded(
         1, version, version, UUID(int=version), command or UUID(int=900 + version), "", 0, stream,
         version, type(event).__name__, 1, 0, b"", b"", b"",
