@@ -15,15 +15,20 @@ import msgspec
 import psycopg
 
 from backend.journal.append import at_text
+from backend.journal.commands import Accept
 from backend.ledger.account import ACCOUNT, Account
+from backend.ledger.decide_plans import decide_subscribe
+from backend.ledger.subscription import plan_use
 from schemas.event import Recorded, shard_of, topic_of
 from schemas.ids import uuid7
 from schemas.ledger import (
     AccountOpened,
+    GiftTaken,
     GrantKind,
     HoldExtended,
     HoldReleased,
     HoldSettled,
+    InvitationRewarded,
     PointsCorrected,
     PointsGranted,
     PointsHeld,
@@ -34,11 +39,20 @@ from schemas.ledger import (
     ShortfallRecorded,
     UsageLate,
 )
-from schemas.prices import PriceRef
+from schemas.plans import OfferedPlan, Plan, PlanItem, PlanRef, PlanUse
+from schemas.prices import PLAIN_TERMS, PriceRef, Terms
 from schemas.registry import encode
 from schemas.usage import Basis, Usage
 
 START_US: Final = 1_750_000_000_000_000
+PLANS: Final = {
+    level: OfferedPlan(
+        Plan(f"level {level}", level * 50_000, (PlanItem("i", "Item", ("gpt",), -1),), relay=True),
+        PlanRef(level, 4),
+    )
+    for level in (1, 2, 3)
+}
+TERMS: Final = Terms(START_US, "pro", 2, 1_500_000)
 INSERT: Final = """
 INSERT INTO event_log (epoch, xid, event_id, command_id, topic, shard, stream, version, type,
     schema, at, payload, prev_hash, hash)
@@ -62,6 +76,8 @@ class History:
         self.states: dict[str, Account] = {}
         self._heads: dict[str, tuple[int, bytes]] = {}
         self.now_us = START_US
+        self._plans: Final[dict[str, PlanUse]] = {}
+        self._gifts = 0
 
     def id(self) -> UUID:
         return uuid7(self.now_us, self.random.getrandbits(74))
@@ -99,8 +115,18 @@ class History:
         self.add(stream, PointsGranted(amount_upt, GrantKind.OPERATOR, "cli"))
         return stream
 
-    def hold(self, stream: str, amount_upt: int = 5_000, model: str = "gpt", key: int = 1) -> str:
+    def hold(
+        self,
+        stream: str,
+        amount_upt: int = 5_000,
+        model: str = "gpt",
+        key: int = 1,
+        terms: Terms = PLAIN_TERMS,
+        plan: PlanUse | None = None,
+    ) -> str:
         request_id = str(self.id())
+        if plan is not None:
+            self._plans[request_id], amount_upt = plan, 0
         self.add(
             stream,
             PointsHeld(
@@ -114,6 +140,8 @@ class History:
                 input_bound=100,
                 output_bound=4_096,
                 channels=(7, 8),
+                terms=terms,
+                plan=plan,
             ),
         )
         return request_id
@@ -131,20 +159,30 @@ class History:
         usage = Usage(input=120, cached_input=30, cache_write=5, output=80, reasoning=20)
         served = Served(7, f"{model}-upstream", 200, 950, 120, 1, error)
         basis = Basis.COUNTED if swept else Basis.REPORTED
-        event = HoldSettled(request_id, amount_upt, usage, basis, PriceRef(model, 3), served, swept)
+        plan = self._plans.get(request_id)
+        terms = PLAIN_TERMS if plan is None else TERMS
+        amount_upt = amount_upt if plan is None else 0
+        event = HoldSettled(
+            request_id, amount_upt, usage, basis, PriceRef(model, 3), served, swept, terms, plan
+        )
         return self.add(stream, event)
 
     def release(self, stream: str, request_id: str, reason: ReleaseReason) -> Recorded:
         served = Served(None, None, 502, 300, None, 2, "upstream_error")
         return self.add(stream, HoldReleased(request_id, reason, served))
 
-    def refuse(self, stream: str, model: str = "gpt") -> str:
+    def refuse(
+        self,
+        stream: str,
+        model: str = "gpt",
+        reason: RefusalReason = RefusalReason.INSUFFICIENT_POINTS,
+    ) -> str:
         request_id = str(self.id())
         self.add(
             stream,
             RequestRefused(
                 request_id,
-                RefusalReason.INSUFFICIENT_POINTS,
+                reason,
                 1,
                 model,
                 PriceRef(model, 3),
@@ -159,10 +197,37 @@ class History:
         usage = Usage(input=200, output=150, reasoning=10)
         served = Served(8, "other-upstream", 0, 40_000, 110, 1)
         price = PriceRef("gpt", 3)
+        plan = self._plans.get(request_id)
+        terms = PLAIN_TERMS if plan is None else TERMS
+        charged_upt, short_upt = (amount_upt, 9) if plan is None else (0, 0)
         event = UsageLate(
-            request_id, sweep.event_id, amount_upt, 9, usage, Basis.REPORTED, price, served
-        )
+            request_id, sweep.event_id, charged_upt, short_upt, usage, Basis.REPORTED, price,
+            served, terms, plan,
+        )  # fmt: skip
         return self.add(stream, event)
+
+    def gift(self, stream: str, amount_upt: int = 900) -> Recorded:
+        self._gifts += 1
+        source = f"code:{self._gifts:064x}"
+        return self.add(stream, GiftTaken(f"type {self._gifts}", amount_upt, source))
+
+    def reward(self, stream: str, invited: int, amount_upt: int = 300) -> Recorded:
+        return self.add(stream, InvitationRewarded(amount_upt, invited))
+
+    def subscribe(self, stream: str, level: int, months: int = 1) -> list[Recorded]:
+        """What a purchase of this level writes, whatever the account has now; [] if refused."""
+        state, version = self.states[stream], self._heads[stream][0]
+        decision = decide_subscribe(
+            state, version, PLANS[level], months, self.now_us, deliberate=True
+        )
+        if not isinstance(decision, Accept):
+            return []
+        return [self.add(stream, event) for _, event in decision.events]
+
+    def plan_hold(self, stream: str) -> str | None:
+        """A request that the account's plan pays for; None where it has none."""
+        use = plan_use(self.states[stream].subscription, PLANS, "gpt", self.now_us, by_relay=True)
+        return None if use is None else self.hold(stream, terms=TERMS, plan=use)
 
     def correct(self, stream: str, corrected: Recorded, amount_upt: int) -> Recorded:
         return self.add(stream, PointsCorrected(amount_upt, corrected.event_id, "person:7"))
@@ -195,9 +260,11 @@ class History:
         waiting: list[tuple[str, str, str]],
         swept: list[tuple[str, str, Recorded]],
     ) -> None:
-        act = self.random.randrange(12)
-        if act == 0:
-            self.refuse(stream)
+        act = self.random.randrange(16)
+        if act >= 12:
+            self._wealth(act, stream, waiting)
+        elif act == 0:
+            self.refuse(stream, reason=self.random.choice(list(RefusalReason)))
         elif act == 1:
             self.correct(stream, self.rows[0], self.random.choice((-40, 25)))
         elif act == 2 and swept:
@@ -210,6 +277,18 @@ class History:
                 self.add(stream, HoldExtended(waiting[-1][1], 700))
         else:
             self._end(*waiting.pop(self.random.randrange(len(waiting))), swept)
+
+    def _wealth(self, act: int, stream: str, waiting: list[tuple[str, str, str]]) -> None:
+        """Gifts, rewards, and plans that are bought, renewed, changed and used."""
+        if act == 12:
+            self.gift(stream)
+        elif act == 13:
+            self.reward(stream, self.random.randrange(100, 200))
+        elif act == 14:
+            self.now_us += self.random.randrange(3_600_000_000, 9 * 86_400_000_000)
+            self.subscribe(stream, self.random.choice((1, 2, 3)), self.random.choice((1, 3)))
+        elif (request_id := self.plan_hold(stream)) is not None:
+            waiting.append((stream, request_id, "gpt"))
 
     def _end(
         self, stream: str, request_id: str, model: str, swept: list[tuple[str, str, Recorded]]

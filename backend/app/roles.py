@@ -30,8 +30,10 @@ from backend.kit.settings import Settings
 from backend.kit.tasks import died
 from backend.ledger.points import Points
 from backend.ledger.spool import Spool
+from backend.ledger.subscriptions import Subscriptions
 from backend.opening import TRIAL_FILE, TRIAL_NAME
 from schemas.errors import SiteProblem
+from workers.expiring import Expirer
 from workers.forgetting import Forgetter
 
 ROLES: Final = ("serve", "api", "worker", "projector", "publisher", "witness")
@@ -89,6 +91,7 @@ async def _serve(settings: Settings, say: Say) -> None:
         await add_projector(base, health, registry, stack)
         await add_seals(base, health, stack)
         _add_forgetter(base, health, stack)
+        _add_expirer(base, health, stack)
         site = Site("serve", health, registry)
         relay = await stack.enter_async_context(relay_of(base, site, registry))
         health.add_warnings(relay.rates.warnings)
@@ -138,8 +141,9 @@ async def _behind_probes(role: str, settings: Settings, say: Say, add: Add) -> N
 async def _add_worker(
     base: Foundation, health: HealthCheck, registry: CollectorRegistry, stack: AsyncExitStack
 ) -> None:
-    """Sweeps requests whose process died, and finishes forgettings."""
+    """Sweeps requests whose process died, finishes forgettings, notes what has expired."""
     _add_forgetter(base, health, stack)
+    _add_expirer(base, health, stack)
     points = Points(base.writer, base.pool)
     sweeper = make_sweeper(base, points, Spool(base.settings.data_dir / "spool"))
     sweeper.start()
@@ -153,6 +157,14 @@ def _add_forgetter(base: Foundation, health: HealthCheck, stack: AsyncExitStack)
     forgetter.start()
     stack.push_async_callback(forgetter.stop)
     health.add("forgetter", lambda: {"finished": forgetter.finished})
+
+
+def _add_expirer(base: Foundation, health: HealthCheck, stack: AsyncExitStack) -> None:
+    subscriptions = Subscriptions(base.writer, base.pool, base.secret, base.clock)
+    expirer = Expirer(subscriptions, base.clock, base.randomness)
+    expirer.start()
+    stack.push_async_callback(expirer.stop)
+    health.add("expirer", lambda: {"expired": expirer.expired})
 
 
 def _publish_runtime(base: Foundation, url: str, stack: AsyncExitStack) -> None:

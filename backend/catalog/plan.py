@@ -1,4 +1,4 @@
-"""The fold of a `plan:` stream: what a level offers, as defined last. Pure."""
+"""A `plan:` stream: what a level offers, as defined last. The fold and the decision. Pure."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any, Final
 import msgspec
 
 from backend.catalog.channel import ImpossibleHistory
+from backend.catalog.decide import NothingToChange
+from backend.journal.commands import Accept, Decision, Refuse, Standing
 from backend.journal.fold import Fold
 from schemas.catalog import PlanDefined
 from schemas.plans import Plan
@@ -26,3 +28,13 @@ def apply(state: DefinedPlan, event: Any, version: int, at_us: int) -> DefinedPl
 
 
 PLAN: Final = Fold("plan", DefinedPlan(), apply)
+
+
+def decide_define_plans(standings: tuple[Standing, ...], wanted: tuple[Plan, ...]) -> Decision:
+    """A new version of each level that is to offer something else, all of them as one unit."""
+    events: list[tuple[int, PlanDefined]] = []
+    for index, (standing, plan) in enumerate(zip(standings, wanted, strict=True)):
+        state: DefinedPlan = standing.state
+        if state.plan != plan:
+            events.append((index, PlanDefined(plan)))
+    return Accept(tuple(events)) if events else Refuse(NothingToChange(0))

@@ -14,7 +14,14 @@ import structlog
 
 from backend.identity.wrapping import Epoch, WrappedRow, epoch_aad, open_row, wrap_aad, wrapped_in
 from backend.kit.clock import Randomness
-from backend.kit.postgres import Connection, Pool, StillReferenced, fetch_all, fetch_one
+from backend.kit.postgres import (
+    Connection,
+    DatabaseError,
+    Pool,
+    StillReferenced,
+    fetch_all,
+    fetch_one,
+)
 from backend.kit.secrets import NONCE_BYTES, EpochKey, SealBroken, SiteSecret
 from schemas.errors import Conflict
 
@@ -58,6 +65,7 @@ WITH gone AS (
 )
 SELECT count(*) FROM gone
 """
+WIPE: Final = "VACUUM (FULL) key_epochs"
 TRY_LOCK: Final = "SELECT pg_try_advisory_lock(%(key)s::bigint)"
 UNLOCK: Final = "SELECT pg_advisory_unlock(%(key)s::bigint)"
 EPOCH_DAYS_MAX: Final = 28
@@ -137,6 +145,8 @@ class KeyEpochs:
                 continue
             assert row is not None
             _log.info("data keys rewrapped", keys=keys, epochs_destroyed=row[0])
+            if row[0]:
+                await _wipe(connection)
             return Rewrapped(keys, row[0], unreadable)
         return Rewrapped(keys, 0, unreadable)
 
@@ -195,3 +205,12 @@ class KeyEpochs:
             finally:
                 if not connection.closed:
                     await connection.execute(UNLOCK, {"key": LOCK_KEY})
+
+
+async def _wipe(connection: Connection) -> None:
+    """A deleted row's bytes stay in the table's file, and in base backups: the file is written
+    anew. Of a few rows, so that it holds nobody up."""
+    try:
+        await connection.execute(WIPE)
+    except DatabaseError as error:
+        _log.warning("destroyed epochs lie in the file until the next", error=type(error).__name__)

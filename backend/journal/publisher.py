@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final, Literal
 from uuid import UUID
 
@@ -204,8 +204,7 @@ class Publisher:
         self, connection: Connection, out: Outlet, leader_epoch: int, page: Sequence[Recorded]
     ) -> Position:
         offsets = await out.send([outgoing_of(row) for row in page], timeout_s=SEND_TIMEOUT_S)
-        last = {(row.topic, row.shard): row for row in page}
-        heads = {key: Head(offsets[key], row.hash) for key, row in last.items() if key in offsets}
+        heads = _heads_after(page, offsets)
         await move(connection, leader_epoch, page[-1].position, heads)
         self._rows_sent += len(page)
         return page[-1].position
@@ -234,6 +233,23 @@ class Publisher:
 
     def _jittered(self, pause_s: float) -> float:
         return pause_s * (0.5 + self._randomness.bits(16) / 2**17)
+
+
+def _heads_after(
+    page: Sequence[Recorded], offsets: Mapping[tuple[str, int], int]
+) -> dict[tuple[str, int], Head]:
+    """The head of every partition that records of this page went to."""
+    rows_of: dict[tuple[str, int], list[Recorded]] = {}
+    for row in page:
+        rows_of.setdefault((row.topic, row.shard), []).append(row)
+    heads: dict[tuple[str, int], Head] = {}
+    for place, rows in rows_of.items():
+        offset = offsets.get(place)
+        if offset is not None:
+            # A partition that holds these records alone has them one after another.
+            sure = rows[0] if offset + 1 == len(rows) else rows[-1]
+            heads[place] = Head(offset, rows[-1].hash, len(rows), sure.position)
+    return heads
 
 
 def _end_of(record: KeyRecord | EpochRecord) -> Outgoing:

@@ -26,13 +26,21 @@ WITH mine AS (
     UPDATE publisher SET epoch = %(epoch)s, xid = %(xid)s::text::xid8, seq = %(seq)s
     WHERE leader_epoch = %(leader_epoch)s RETURNING leader_epoch
 ), heads AS (
-    INSERT INTO publisher_heads (topic, shard, record_offset, hash)
-    SELECT i.topic, i.shard, i.record_offset, decode(i.hash, 'hex')
-    FROM json_to_recordset(%(heads)s::json)
-        AS i(topic text, shard smallint, record_offset bigint, hash text), mine
+    INSERT INTO publisher_heads (topic, shard, record_offset, hash, run_offset, run_epoch, run_xid,
+        run_seq)
+    SELECT i.topic, i.shard, i.record_offset, decode(i.hash, 'hex'), i.record_offset,
+        coalesce(h.run_epoch, i.epoch), coalesce(h.run_xid, i.xid::xid8),
+        coalesce(h.run_seq, i.seq)
+    FROM mine, json_to_recordset(%(heads)s::json)
+        AS i(topic text, shard smallint, record_offset bigint, hash text, rows bigint,
+             epoch integer, xid text, seq bigint)
+    LEFT JOIN publisher_heads h ON h.topic = i.topic AND h.shard = i.shard
+        AND h.run_offset = h.record_offset AND h.record_offset + i.rows = i.record_offset
     ORDER BY i.topic, i.shard
     ON CONFLICT (topic, shard) DO UPDATE
-        SET record_offset = excluded.record_offset, hash = excluded.hash
+        SET record_offset = excluded.record_offset, hash = excluded.hash,
+            run_offset = excluded.run_offset, run_epoch = excluded.run_epoch,
+            run_xid = excluded.run_xid, run_seq = excluded.run_seq
 )
 SELECT count(*) FROM mine
 """
@@ -96,6 +104,12 @@ class Head(msgspec.Struct, frozen=True):
 
     offset: int
     hash: bytes
+    rows: int = 0
+    """How many were sent since the head before this one."""
+    since: Position | None = None
+    """A row that is known to lie where counting back from `offset` finds it, unless this head
+    follows the one before without a gap. None: no such row is known.
+    """
 
 
 class Place(msgspec.Struct, frozen=True):
@@ -160,10 +174,7 @@ async def move(
     heads: Mapping[tuple[str, int], Head],
 ) -> None:
     """Everything up to `position` is acknowledged. Raises LostLeadership."""
-    rows = [
-        {"topic": topic, "shard": shard, "record_offset": head.offset, "hash": head.hash.hex()}
-        for (topic, shard), head in heads.items()
-    ]
+    rows = [_head_in(place, head) for place, head in heads.items()]
     arguments = {
         "leader_epoch": leader_epoch,
         "epoch": position.epoch,
@@ -188,6 +199,20 @@ async def find_absent(
     given = [{"stream": row.stream, "version": row.version, "hash": row.hash.hex()} for row in rows]
     found = await fetch_one(connection, FIND_ABSENT, {"rows": _ENCODER.encode(given).decode()})
     return None if found is None else (found[0], found[1], found[2])
+
+
+def _head_in(place: tuple[str, int], head: Head) -> dict[str, Any]:
+    since = head.since
+    return {
+        "topic": place[0],
+        "shard": place[1],
+        "record_offset": head.offset,
+        "hash": head.hash.hex(),
+        "rows": head.rows,
+        "epoch": None if since is None else since.epoch,
+        "xid": None if since is None else str(since.xid),
+        "seq": None if since is None else since.seq,
+    }
 
 
 def _expect_mine(row: tuple[Any, ...] | None) -> None:

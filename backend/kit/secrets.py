@@ -16,7 +16,7 @@ import unicodedata
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol, Self, TypeVar
 
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
@@ -108,7 +108,7 @@ class DataKey(_AesGcm):
         self._raw = raw
 
     @classmethod
-    def generate(cls, randomness: Randomness) -> DataKey:
+    def generate(cls, randomness: Randomness) -> Self:
         return cls(randomness.bytes(KEY_BYTES))
 
 

@@ -23,7 +23,7 @@ from projections.requests.projection import HANDLERS as REQUEST_HANDLERS
 from projections.requests.projection import NAME as REQUESTS
 from projections.requests.rows import RequestRows
 from projections.statement.projection import NAME as STATEMENT
-from projections.statement.projection import lines_of
+from projections.statement.projection import StatementStates, lines_of
 from projections.statement.rows import StatementRow
 from projections.usage.projection import HANDLERS as USAGE_HANDLERS
 from projections.usage.projection import NAME as USAGE
@@ -51,19 +51,22 @@ FROM read.balance WHERE stream = ANY(%(streams)s)
 STATEMENT_ROWS: Final = """
 SELECT stream, version, kind, amount_upt, balance_upt, at_us, event_id, command_id,
     shard::integer, swept, request_id::text, model, price_model, price_version, basis, grant_kind,
-    actor, explains_event_id
+    actor, explains_event_id, key, channel, source, gift_type, plan_level, plan_version,
+    plan_months, credit_upt
 FROM read.statement WHERE stream = ANY(%(streams)s)
 """
 REQUEST_ROWS: Final = """
 SELECT stream, request_id::text, outcome, key, model, price_model, price_version, purpose,
     streamed, held_upt, charged_upt, shortfall_upt, missing_upt, input_tokens, cached_tokens,
     cache_write_tokens, output_tokens, reasoning_tokens, basis, channel, upstream_model, status,
-    error, reason, attempts, swept, started_us, ended_us, duration_ms, first_token_ms, version
+    error, reason, attempts, swept, started_us, ended_us, duration_ms, first_token_ms, version,
+    group_name, multiplier_ppm, plan_level, plan_version, plan_item, cache_write_1h_tokens, images,
+    seconds, characters, searches
 FROM read.requests WHERE stream = ANY(%(streams)s)
 """
 USAGE_ROWS: Final = """
 SELECT stream, hour, model, channel, key, requests, errors, refused, input_tokens,
-    cached_tokens, output_tokens, charged_upt, duration_ms
+    cached_tokens, output_tokens, charged_upt, duration_ms, plan_requests, cache_write_tokens
 FROM read.usage WHERE stream = ANY(%(streams)s)
 """
 GROUP_EVENTS: Final = 2_000
@@ -110,7 +113,7 @@ def balance_values(account: Account, last: Arrived) -> Values:
 
 class _Statement:
     def __init__(self) -> None:
-        self._states = AccountStates(())
+        self._states = StatementStates()
         self._lines: list[StatementRow] = []
 
     def take(self, arrived: Arrived) -> None:

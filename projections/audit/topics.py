@@ -66,11 +66,29 @@ class TopicsCheck:
         if table is not None and not table.intact:
             # Named by the chain's own check, and no measure for anything.
             return
-        await self._find_difference(stream, topics, published)
+        begin = 0
+        if table is not None and topics is not None:
+            begin = await self._common(table, topics)
+        await self._find_difference(stream, topics, begin, published)
 
-    async def _find_difference(self, stream: str, topics: Line | None, published: Position) -> None:
-        """The first version at which they differ, if they do: the table may just be further."""
-        version, reached = 0, 0 if topics is None else topics.version
+    async def _common(self, table: Line, topics: Line) -> int:
+        """A version up to which both say the same; 0 where they differ before the shorter's end."""
+        version, digest = table.version, table.hash
+        if topics.version < version:
+            arguments = {"stream": table.stream, "after": topics.version - 1, "count_max": 1}
+            found = await fetch_all(self._connection, HASHES, arguments)
+            version, digest = (found[0][0], bytes(found[0][1])) if found else (0, b"")
+        mark = topics.mark_of(version) if version > 0 else None
+        return version if mark is not None and digest.startswith(mark) else 0
+
+    async def _find_difference(
+        self, stream: str, topics: Line | None, begin: int, published: Position
+    ) -> None:
+        """The first version behind `begin` at which they differ, if they do.
+
+        The table may be further than Kafka, and both further than when the audit began.
+        """
+        version, reached = begin, 0 if topics is None else topics.version
         while True:
             arguments = {"stream": stream, "after": version, "count_max": PAGE_ROWS}
             page = await fetch_all(self._connection, HASHES, arguments)

@@ -58,7 +58,9 @@ SELECT r.stream, r.request_id::text, r.outcome, r.key, r.model, r.price_model, r
     r.purpose, r.streamed, r.held_upt, r.charged_upt, r.shortfall_upt, r.missing_upt,
     r.input_tokens, r.cached_tokens, r.cache_write_tokens, r.output_tokens, r.reasoning_tokens,
     r.basis, r.channel, r.upstream_model, r.status, r.error, r.reason, r.attempts, r.swept,
-    r.started_us, r.ended_us, r.duration_ms, r.first_token_ms, r.version
+    r.started_us, r.ended_us, r.duration_ms, r.first_token_ms, r.version,
+    r.group_name, r.multiplier_ppm, r.plan_level, r.plan_version, r.plan_item,
+    r.cache_write_1h_tokens, r.images, r.seconds, r.characters, r.searches
 FROM json_to_recordset(%(keys)s::json) AS k(stream text, request_id uuid)
 JOIN requests r ON r.stream = k.stream AND r.request_id = k.request_id
 """
@@ -67,11 +69,14 @@ INSERT INTO requests (stream, request_id, outcome, key, model, price_model, pric
     purpose, streamed, held_upt, charged_upt, shortfall_upt, missing_upt, input_tokens,
     cached_tokens, cache_write_tokens, output_tokens, reasoning_tokens, basis, channel,
     upstream_model, status, error, reason, attempts, swept, started_us, ended_us, duration_ms,
-    first_token_ms, version)
+    first_token_ms, version, group_name, multiplier_ppm, plan_level, plan_version, plan_item,
+    cache_write_1h_tokens, images, seconds, characters, searches)
 SELECT stream, request_id, outcome, key, model, price_model, price_version, purpose, streamed,
     held_upt, charged_upt, shortfall_upt, missing_upt, input_tokens, cached_tokens,
     cache_write_tokens, output_tokens, reasoning_tokens, basis, channel, upstream_model, status,
-    error, reason, attempts, swept, started_us, ended_us, duration_ms, first_token_ms, version
+    error, reason, attempts, swept, started_us, ended_us, duration_ms, first_token_ms, version,
+    group_name, multiplier_ppm, plan_level, plan_version, plan_item, cache_write_1h_tokens, images,
+    seconds, characters, searches
 FROM json_to_recordset(%(rows)s::json) AS i(stream text, request_id uuid, outcome text,
     key bigint, model text, price_model text, price_version bigint, purpose text,
     streamed boolean, held_upt bigint, charged_upt bigint, shortfall_upt bigint,
@@ -79,7 +84,9 @@ FROM json_to_recordset(%(rows)s::json) AS i(stream text, request_id uuid, outcom
     output_tokens bigint, reasoning_tokens bigint, basis text, channel bigint,
     upstream_model text, status integer, error text, reason text, attempts integer,
     swept boolean, started_us bigint, ended_us bigint, duration_ms bigint, first_token_ms bigint,
-    version bigint)
+    version bigint, group_name text, multiplier_ppm bigint, plan_level integer,
+    plan_version bigint, plan_item text, cache_write_1h_tokens bigint, images bigint,
+    seconds bigint, characters bigint, searches bigint)
 ORDER BY stream, request_id
 ON CONFLICT (stream, request_id) DO UPDATE SET outcome = excluded.outcome,
     price_model = excluded.price_model, price_version = excluded.price_version,
@@ -91,7 +98,12 @@ ON CONFLICT (stream, request_id) DO UPDATE SET outcome = excluded.outcome,
     upstream_model = excluded.upstream_model, status = excluded.status, error = excluded.error,
     reason = excluded.reason, attempts = excluded.attempts, swept = excluded.swept,
     ended_us = excluded.ended_us, duration_ms = excluded.duration_ms,
-    first_token_ms = excluded.first_token_ms, version = excluded.version
+    first_token_ms = excluded.first_token_ms, version = excluded.version,
+    group_name = excluded.group_name, multiplier_ppm = excluded.multiplier_ppm,
+    plan_level = excluded.plan_level, plan_version = excluded.plan_version,
+    plan_item = excluded.plan_item, cache_write_1h_tokens = excluded.cache_write_1h_tokens,
+    images = excluded.images, seconds = excluded.seconds, characters = excluded.characters,
+    searches = excluded.searches
 """
 
 NAME: Final = "requests"

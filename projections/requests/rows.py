@@ -8,7 +8,7 @@ from typing import Final
 import msgspec
 
 from backend.journal.consumer import PoisonEvent
-from schemas.errors import InsufficientPoints
+from schemas.errors import InsufficientPoints, KeyQuotaSpent
 from schemas.event import Recorded
 from schemas.ids import RequestId
 from schemas.ledger import (
@@ -23,9 +23,14 @@ from schemas.ledger import (
     ShortfallRecorded,
     UsageLate,
 )
+from schemas.plans import PlanUse
+from schemas.prices import PPM, Terms
 from schemas.usage import Usage
 
-REFUSED_AS: Final = {RefusalReason.INSUFFICIENT_POINTS: InsufficientPoints}
+REFUSED_AS: Final = {
+    RefusalReason.INSUFFICIENT_POINTS: InsufficientPoints,
+    RefusalReason.KEY_QUOTA: KeyQuotaSpent,
+}
 """The error a client was told for each reason of a refusal."""
 
 RequestKey = tuple[str, str]
@@ -75,6 +80,16 @@ class RequestRow(msgspec.Struct, gc=False):
     duration_ms: int | None
     first_token_ms: int | None
     version: int
+    group_name: str = ""
+    multiplier_ppm: int = PPM
+    plan_level: int | None = None
+    plan_version: int | None = None
+    plan_item: str | None = None
+    cache_write_1h_tokens: int = 0
+    images: int = 0
+    seconds: int = 0
+    characters: int = 0
+    searches: int = 0
 
 
 class RequestRows:
@@ -110,6 +125,7 @@ def held(rows: RequestRows, row: Recorded, event: PointsHeld) -> None:
     made = _begun(row, event.request_id, Outcome.OPEN, event)
     made.purpose, made.streamed = event.purpose, event.streamed
     made.held_upt = event.amount_upt
+    _terms(made, event.terms, event.plan)
     rows.add(made)
 
 
@@ -123,6 +139,7 @@ def settled(rows: RequestRows, row: Recorded, event: HoldSettled) -> None:
     request.charged_upt = event.amount_upt
     request.price_model, request.price_version = event.price.model, event.price.version
     request.swept = event.swept
+    _terms(request, event.terms, event.plan)
     _consumed(request, event.usage, event.basis)
     _served(request, event.served)
 
@@ -149,6 +166,7 @@ def late(rows: RequestRows, row: Recorded, event: UsageLate) -> None:
     request.charged_upt += event.amount_upt
     request.shortfall_upt += event.shortfall_upt
     request.price_model, request.price_version = event.price.model, event.price.version
+    _terms(request, event.terms, event.plan)
     _consumed(request, event.usage, event.basis)
     _served(request, event.served)
 
@@ -199,12 +217,22 @@ def _begun(
     )
 
 
+def _terms(request: RequestRow, terms: Terms, plan: PlanUse | None) -> None:
+    request.group_name, request.multiplier_ppm = terms.group, terms.multiplier_ppm
+    if plan is not None:
+        request.plan_level, request.plan_version = plan.plan.level, plan.plan.version
+        request.plan_item = plan.item
+
+
 def _consumed(request: RequestRow, usage: Usage, basis: str) -> None:
     request.input_tokens = usage.input
     request.cached_tokens = usage.cached_input
     request.cache_write_tokens = usage.cache_write
     request.output_tokens = usage.output
     request.reasoning_tokens = usage.reasoning
+    request.cache_write_1h_tokens = usage.cache_write_1h
+    request.images, request.seconds = usage.images, usage.seconds
+    request.characters, request.searches = usage.characters, usage.searches
     request.basis = basis
 
 

@@ -31,7 +31,18 @@ CREATE TABLE IF NOT EXISTS requests (
     duration_ms bigint,
     first_token_ms bigint,
     version bigint NOT NULL,
+    group_name text COLLATE "C" NOT NULL,
+    multiplier_ppm bigint NOT NULL,
+    plan_level integer,
+    plan_version bigint,
+    plan_item text COLLATE "C",
+    cache_write_1h_tokens bigint NOT NULL,
+    images bigint NOT NULL,
+    seconds bigint NOT NULL,
+    characters bigint NOT NULL,
+    searches bigint NOT NULL,
     PRIMARY KEY (stream, request_id)
 ) WITH (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.05);
--- Request ids are UUIDv7: their order is the order in which requests came.
-CREATE INDEX IF NOT EXISTS requests_in_order ON requests (request_id);
+-- In the order in which requests came: of one account, and of all. No update touches these columns.
+CREATE INDEX IF NOT EXISTS requests_of_account_by_time ON requests (stream, started_us, request_id);
+CREATE INDEX IF NOT EXISTS requests_by_time ON requests (started_us, request_id);

@@ -3,24 +3,59 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Final
 from uuid import UUID
 
 import msgspec
 
 from backend.ledger.account import Account
 from schemas.event import Recorded
-from schemas.ledger import HoldSettled, PointsCorrected, PointsGranted, UsageLate
+from schemas.ids import person_stream
+from schemas.ledger import (
+    GiftTaken,
+    HoldReleased,
+    HoldSettled,
+    InvitationRewarded,
+    PlanBought,
+    PlanChanged,
+    PlanRenewed,
+    PointsCorrected,
+    PointsGranted,
+    ReleaseReason,
+    UsageLate,
+)
 
 
 class Kind(StrEnum):
     GRANT = "grant"
+    GIFT = "gift"
+    INVITATION = "invitation"
+    PLAN_BUY = "plan_buy"
+    PLAN_RENEW = "plan_renew"
+    PLAN_CHANGE = "plan_change"
     SETTLE = "settle"
     CORRECT = "correct"
     LATE = "late"
 
 
+class Swept(msgspec.Struct, frozen=True, gc=False):
+    """A request that a sweep ended: what its late usage will not say again."""
+
+    stream: str
+    request_id: str
+    key: int
+    model: str
+
+
+class Before(msgspec.Struct, frozen=True, gc=False):
+    """What was known when an event came."""
+
+    account: Account
+    swept: Swept | None = None
+
+
 class Entry(msgspec.Struct, frozen=True, gc=False):
-    """What an event says of a movement; `amount_upt` is signed and never zero."""
+    """What an event says of a movement; `amount_upt` is signed. One of zero becomes no line."""
 
     kind: Kind
     amount_upt: int
@@ -34,9 +69,21 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
     actor: str | None = None
     explains_event_id: UUID | None = None
     """The event that a correction corrects, or the sweep that late usage follows."""
+    key: int | None = None
+    channel: int | None = None
+    source: str | None = None
+    """The stream that granted points come from: a code's, or the invited person's."""
+    gift_type: str | None = None
+    plan_level: int | None = None
+    plan_version: int | None = None
+    plan_months: int | None = None
+    credit_upt: int | None = None
+    """What a change of plan gave back for unused time; it is in the amount."""
 
 
 class StatementRow(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+    """A row of `statement`, in the order in which the audit's query has the columns."""
+
     stream: str
     version: int
     kind: str
@@ -55,6 +102,14 @@ class StatementRow(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     grant_kind: str | None = None
     actor: str | None = None
     explains_event_id: UUID | None = None
+    key: int | None = None
+    channel: int | None = None
+    source: str | None = None
+    gift_type: str | None = None
+    plan_level: int | None = None
+    plan_version: int | None = None
+    plan_months: int | None = None
+    credit_upt: int | None = None
 
 
 class AccountRow(msgspec.Struct, frozen=True, gc=False):
@@ -62,11 +117,30 @@ class AccountRow(msgspec.Struct, frozen=True, gc=False):
     state: msgspec.Raw
 
 
-def granted(before: Account, event: PointsGranted) -> Entry:
-    return Entry(Kind.GRANT, event.amount_upt, grant_kind=event.kind, actor=event.actor)
+_SAID: Final = tuple(
+    name for name in Entry.__struct_fields__ if name in StatementRow.__struct_fields__
+)
 
 
-def corrected(before: Account, event: PointsCorrected) -> Entry:
+def granted(before: Before, event: PointsGranted) -> Entry:
+    return Entry(
+        Kind.GRANT,
+        event.amount_upt,
+        grant_kind=event.kind,
+        actor=event.actor,
+        source=event.source or None,
+    )
+
+
+def gifted(before: Before, event: GiftTaken) -> Entry:
+    return Entry(Kind.GIFT, event.amount_upt, source=event.source, gift_type=event.type)
+
+
+def rewarded(before: Before, event: InvitationRewarded) -> Entry:
+    return Entry(Kind.INVITATION, event.amount_upt, source=person_stream(event.invited))
+
+
+def corrected(before: Before, event: PointsCorrected) -> Entry:
     return Entry(
         Kind.CORRECT,
         event.amount_upt,
@@ -75,9 +149,23 @@ def corrected(before: Account, event: PointsCorrected) -> Entry:
     )
 
 
-def settled(before: Account, event: HoldSettled) -> Entry:
-    """The charge; the asked model is known from the hold, which this event ends."""
-    hold = before.holds.get(event.request_id)
+def bought(before: Before, event: PlanBought) -> Entry:
+    return _plan(Kind.PLAN_BUY, -event.segment.paid_upt, event)
+
+
+def renewed(before: Before, event: PlanRenewed) -> Entry:
+    return _plan(Kind.PLAN_RENEW, -event.segment.paid_upt, event)
+
+
+def changed(before: Before, event: PlanChanged) -> Entry:
+    """Both movements of a change in one line: the credit for the old, the price of the new."""
+    amount_upt = event.credit_upt - event.segment.paid_upt
+    return _plan(Kind.PLAN_CHANGE, amount_upt, event, event.credit_upt)
+
+
+def settled(before: Before, event: HoldSettled) -> Entry:
+    """The charge; key and asked model are known from the hold, which this event ends."""
+    hold = before.account.holds.get(event.request_id)
     return Entry(
         Kind.SETTLE,
         -event.amount_upt,
@@ -87,20 +175,35 @@ def settled(before: Account, event: HoldSettled) -> Entry:
         price_version=event.price.version,
         basis=event.basis,
         swept=event.swept,
+        key=None if hold is None else hold.key,
+        channel=event.served.channel,
     )
 
 
-def late(before: Account, event: UsageLate) -> Entry:
+def late(before: Before, event: UsageLate) -> Entry:
+    swept = before.swept
     return Entry(
         Kind.LATE,
         -event.amount_upt,
         request_id=event.request_id,
-        model=event.price.model,
+        model=event.price.model if swept is None else swept.model,
         price_model=event.price.model,
         price_version=event.price.version,
         basis=event.basis,
         explains_event_id=event.sweep_event_id,
+        key=None if swept is None else swept.key,
+        channel=event.served.channel,
     )
+
+
+def swept_by(stream: str, before: Account, event: object) -> Swept | None:
+    """What late usage may follow, if the event is a sweep's."""
+    match event:
+        case HoldSettled(swept=True) | HoldReleased(reason=ReleaseReason.SWEPT):
+            hold = before.holds.get(event.request_id)
+            return None if hold is None else Swept(stream, event.request_id, hold.key, hold.model)
+        case _:
+            return None
 
 
 def row_of(entry: Entry, row: Recorded, balance_upt: int) -> StatementRow:
@@ -108,20 +211,26 @@ def row_of(entry: Entry, row: Recorded, balance_upt: int) -> StatementRow:
     return StatementRow(
         stream=row.stream,
         version=row.version,
-        kind=entry.kind,
-        amount_upt=entry.amount_upt,
         balance_upt=balance_upt,
         at_us=row.at_us,
         event_id=row.event_id,
         command_id=row.command_id,
         shard=row.shard,
-        swept=entry.swept,
-        request_id=entry.request_id,
-        model=entry.model,
-        price_model=entry.price_model,
-        price_version=entry.price_version,
-        basis=entry.basis,
-        grant_kind=entry.grant_kind,
-        actor=entry.actor,
-        explains_event_id=entry.explains_event_id,
+        **{name: getattr(entry, name) for name in _SAID},
+    )
+
+
+def _plan(
+    kind: Kind,
+    amount_upt: int,
+    event: PlanBought | PlanRenewed | PlanChanged,
+    credit_upt: int | None = None,
+) -> Entry:
+    return Entry(
+        kind,
+        amount_upt,
+        plan_level=event.plan.level,
+        plan_version=event.plan.version,
+        plan_months=event.months,
+        credit_upt=credit_upt,
     )

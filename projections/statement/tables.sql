@@ -18,10 +18,31 @@ CREATE TABLE IF NOT EXISTS statement (
     grant_kind text COLLATE "C",
     actor text COLLATE "C",
     explains_event_id uuid,
+    key bigint,
+    channel bigint,
+    source text COLLATE "C",
+    gift_type text COLLATE "C",
+    plan_level integer,
+    plan_version bigint,
+    plan_months integer,
+    credit_upt bigint,
     PRIMARY KEY (stream, version)
 );
+-- For an account at a time, and for all accounts in the order of time.
+CREATE INDEX IF NOT EXISTS statement_of_account_by_time ON statement (stream, at_us, version);
+CREATE INDEX IF NOT EXISTS statement_by_time ON statement (at_us, stream, version);
+CREATE INDEX IF NOT EXISTS statement_by_request ON statement (request_id)
+    WHERE request_id IS NOT NULL;
 -- Where each account stands: its open holds name the model, its totals the balance.
 CREATE TABLE IF NOT EXISTS statement_accounts (
     stream text COLLATE "C" PRIMARY KEY,
     state text NOT NULL
 ) WITH (fillfactor = 60, autovacuum_vacuum_scale_factor = 0.05);
+-- Swept requests, whose late usage does not say again for which key and model it is.
+CREATE TABLE IF NOT EXISTS statement_swept (
+    stream text COLLATE "C" NOT NULL,
+    request_id uuid NOT NULL,
+    key bigint NOT NULL,
+    model text COLLATE "C" NOT NULL,
+    PRIMARY KEY (stream, request_id)
+);

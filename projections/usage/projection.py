@@ -36,23 +36,27 @@ UsageFact = PointsHeld | HoldSettled | HoldReleased | UsageLate | RequestRefused
 
 LOAD: Final = """
 SELECT w.stream, w.request_id::text, w.key, w.model, w.swept, w.hour, w.channel, w.errors,
-    w.input_tokens, w.cached_tokens, w.output_tokens, w.charged_upt, w.duration_ms
+    w.input_tokens, w.cached_tokens, w.output_tokens, w.charged_upt, w.duration_ms,
+    w.plan_requests, w.cache_write_tokens
 FROM json_to_recordset(%(keys)s::json) AS k(stream text, request_id uuid)
 JOIN usage_waiting w ON w.stream = k.stream AND w.request_id = k.request_id
 """
 SAVE_WAITING: Final = """
 INSERT INTO usage_waiting (stream, request_id, key, model, swept, hour, channel, errors,
-    input_tokens, cached_tokens, output_tokens, charged_upt, duration_ms)
+    input_tokens, cached_tokens, output_tokens, charged_upt, duration_ms, plan_requests,
+    cache_write_tokens)
 SELECT stream, request_id, key, model, swept, hour, channel, errors, input_tokens, cached_tokens,
-    output_tokens, charged_upt, duration_ms
+    output_tokens, charged_upt, duration_ms, plan_requests, cache_write_tokens
 FROM json_to_recordset(%(rows)s::json) AS i(stream text, request_id uuid, key bigint, model text,
     swept boolean, hour integer, channel bigint, errors bigint, input_tokens bigint,
-    cached_tokens bigint, output_tokens bigint, charged_upt bigint, duration_ms bigint)
+    cached_tokens bigint, output_tokens bigint, charged_upt bigint, duration_ms bigint,
+    plan_requests bigint, cache_write_tokens bigint)
 ORDER BY stream, request_id
 ON CONFLICT (stream, request_id) DO UPDATE SET swept = excluded.swept, hour = excluded.hour,
     channel = excluded.channel, errors = excluded.errors, input_tokens = excluded.input_tokens,
     cached_tokens = excluded.cached_tokens, output_tokens = excluded.output_tokens,
-    charged_upt = excluded.charged_upt, duration_ms = excluded.duration_ms
+    charged_upt = excluded.charged_upt, duration_ms = excluded.duration_ms,
+    plan_requests = excluded.plan_requests, cache_write_tokens = excluded.cache_write_tokens
 """
 FORGET_WAITING: Final = """
 DELETE FROM usage_waiting w
@@ -61,13 +65,14 @@ WHERE w.stream = k.stream AND w.request_id = k.request_id
 """
 ADD: Final = """
 INSERT INTO usage AS u (stream, hour, model, channel, key, requests, errors, refused,
-    input_tokens, cached_tokens, output_tokens, charged_upt, duration_ms)
+    input_tokens, cached_tokens, output_tokens, charged_upt, duration_ms, plan_requests,
+    cache_write_tokens)
 SELECT stream, hour, model, channel, key, requests, errors, refused, input_tokens, cached_tokens,
-    output_tokens, charged_upt, duration_ms
+    output_tokens, charged_upt, duration_ms, plan_requests, cache_write_tokens
 FROM json_to_recordset(%(rows)s::json) AS i(stream text, hour integer, model text,
     channel bigint, key bigint, requests bigint, errors bigint, refused bigint,
     input_tokens bigint, cached_tokens bigint, output_tokens bigint, charged_upt bigint,
-    duration_ms bigint)
+    duration_ms bigint, plan_requests bigint, cache_write_tokens bigint)
 ORDER BY stream, hour, model, channel, key
 ON CONFLICT (stream, hour, model, channel, key) DO UPDATE SET
     requests = u.requests + excluded.requests, errors = u.errors + excluded.errors,
@@ -76,7 +81,9 @@ ON CONFLICT (stream, hour, model, channel, key) DO UPDATE SET
     cached_tokens = u.cached_tokens + excluded.cached_tokens,
     output_tokens = u.output_tokens + excluded.output_tokens,
     charged_upt = u.charged_upt + excluded.charged_upt,
-    duration_ms = u.duration_ms + excluded.duration_ms
+    duration_ms = u.duration_ms + excluded.duration_ms,
+    plan_requests = u.plan_requests + excluded.plan_requests,
+    cache_write_tokens = u.cache_write_tokens + excluded.cache_write_tokens
 """
 
 DROP_EMPTY: Final = """

@@ -39,7 +39,7 @@ class Bucket(msgspec.Struct, frozen=True, gc=False):
 
 
 class Counts(msgspec.Struct, frozen=True, gc=False):
-    """What one request adds to a bucket."""
+    """What one request adds to a bucket. `input_tokens` includes `cache_write_tokens`."""
 
     requests: int = 0
     errors: int = 0
@@ -49,6 +49,8 @@ class Counts(msgspec.Struct, frozen=True, gc=False):
     output_tokens: int = 0
     charged_upt: int = 0
     duration_ms: int = 0
+    plan_requests: int = 0
+    cache_write_tokens: int = 0
 
 
 class Waiting(msgspec.Struct, frozen=True, gc=False):
@@ -67,6 +69,8 @@ class Waiting(msgspec.Struct, frozen=True, gc=False):
     output_tokens: int = 0
     charged_upt: int = 0
     duration_ms: int = 0
+    plan_requests: int = 0
+    cache_write_tokens: int = 0
 
 
 class Totals(msgspec.Struct, gc=False):
@@ -85,6 +89,8 @@ class Totals(msgspec.Struct, gc=False):
     output_tokens: int = 0
     charged_upt: int = 0
     duration_ms: int = 0
+    plan_requests: int = 0
+    cache_write_tokens: int = 0
 
 
 class UsageRows:
@@ -141,6 +147,8 @@ class UsageRows:
         total.output_tokens += sign * counts.output_tokens
         total.charged_upt += sign * counts.charged_upt
         total.duration_ms += sign * counts.duration_ms
+        total.plan_requests += sign * counts.plan_requests
+        total.cache_write_tokens += sign * counts.cache_write_tokens
 
 
 def held(rows: UsageRows, row: Recorded, event: PointsHeld) -> None:
@@ -149,14 +157,16 @@ def held(rows: UsageRows, row: Recorded, event: PointsHeld) -> None:
 
 def settled(rows: UsageRows, row: Recorded, event: HoldSettled) -> None:
     waiting = rows.end(row, event.request_id, swept=False)
-    counts = _counted(event.usage, event.served, event.amount_upt, event.served.error is not None)
+    failed = event.served.error is not None
+    by_plan = event.plan is not None
+    counts = _counted(event.usage, event.served, event.amount_upt, failed, by_plan=by_plan)
     _ended(rows, row, waiting, event.served, counts, swept=event.swept)
 
 
 def released(rows: UsageRows, row: Recorded, event: HoldReleased) -> None:
     waiting = rows.end(row, event.request_id, swept=False)
     failed = event.reason is not ReleaseReason.CLIENT_LEFT
-    counts = _counted(Usage(), event.served, 0, failed)
+    counts = _counted(Usage(), event.served, 0, failed, by_plan=False)
     swept = event.reason is ReleaseReason.SWEPT
     _ended(rows, row, waiting, event.served, counts, swept=swept)
 
@@ -164,7 +174,8 @@ def released(rows: UsageRows, row: Recorded, event: HoldReleased) -> None:
 def late(rows: UsageRows, row: Recorded, event: UsageLate) -> None:
     before = rows.end(row, event.request_id, swept=True)
     failed = event.served.error is not None
-    counts = _counted(event.usage, event.served, before.charged_upt, failed)
+    by_plan = event.plan is not None
+    counts = _counted(event.usage, event.served, before.charged_upt, failed, by_plan=by_plan)
     rows.take_back(_bucket(before, before.hour, before.channel), _counts_of(before))
     channel = _channel(event.served)
     rows.add(_bucket(before, before.hour, channel), counts)
@@ -205,19 +216,26 @@ def _ended(
                 output_tokens=counts.output_tokens,
                 charged_upt=counts.charged_upt,
                 duration_ms=counts.duration_ms,
+                plan_requests=counts.plan_requests,
+                cache_write_tokens=counts.cache_write_tokens,
             )
         )
 
 
-def _counted(usage: Usage, served: Served, charged_upt: int, failed: bool) -> Counts:
+def _counted(
+    usage: Usage, served: Served, charged_upt: int, failed: bool, *, by_plan: bool
+) -> Counts:
+    written = usage.cache_write + usage.cache_write_1h
     return Counts(
         requests=1,
         errors=1 if failed else 0,
-        input_tokens=usage.input + usage.cache_write,
+        input_tokens=usage.input + written,
         cached_tokens=usage.cached_input,
         output_tokens=usage.output,
         charged_upt=charged_upt,
         duration_ms=served.duration_ms,
+        plan_requests=1 if by_plan else 0,
+        cache_write_tokens=written,
     )
 
 
@@ -230,6 +248,8 @@ def _counts_of(waiting: Waiting) -> Counts:
         output_tokens=waiting.output_tokens,
         charged_upt=waiting.charged_upt,
         duration_ms=waiting.duration_ms,
+        plan_requests=waiting.plan_requests,
+        cache_write_tokens=waiting.cache_write_tokens,
     )
 
 

@@ -13,6 +13,8 @@ CREATE TABLE IF NOT EXISTS usage (
     output_tokens bigint NOT NULL,
     charged_upt bigint NOT NULL,
     duration_ms bigint NOT NULL,
+    plan_requests bigint NOT NULL,
+    cache_write_tokens bigint NOT NULL,
     PRIMARY KEY (stream, hour, model, channel, key)
 ) WITH (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.05);
 CREATE INDEX IF NOT EXISTS usage_by_hour ON usage (hour);
@@ -31,5 +33,7 @@ CREATE TABLE IF NOT EXISTS usage_waiting (
     output_tokens bigint NOT NULL,
     charged_upt bigint NOT NULL,
     duration_ms bigint NOT NULL,
+    plan_requests bigint NOT NULL,
+    cache_write_tokens bigint NOT NULL,
     PRIMARY KEY (stream, request_id)
 ) WITH (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.02);

@@ -58,7 +58,7 @@ class BackupRestored(Nemesis):
         machines = ground.machines
         for folder in (self._backup, self._archive):
             shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir()
+            folder.mkdir(mode=0o700)
             give_to_server(machines, folder)
         async with await connect(machines.superuser_url, application="nemesis") as connection:
             archiving = sql.Literal(f"cp %p {self._archive}/%f")
@@ -89,18 +89,32 @@ class BackupRestored(Nemesis):
         put_in_place(ground.machines, self._backup)
 
     async def heal(self, ground: Ground, load: Load, chance: Random) -> None:
+        await self._recover(ground)
         await ground.machines.postgres.start()
-        await self._until_promoted(ground)
         # The publisher alone, until it has seen that Kafka is ahead: nothing may be written before.
-        await ground.publisher.start()
+        ground.publisher.spawn()
         await self._until_closed(ground)
         done = await command(ground.environment, "recover")
         self._imported += done["events"]
         others = [role for role in ground.roles if role is not ground.publisher]
-        await asyncio.gather(*(role.start() for role in others))
+        await asyncio.gather(ground.publisher.until_ready(), *(role.start() for role in others))
         load.up.set()
         await load.until_answered(1)
         self._served_after_s = max(self._served_after_s, time.monotonic() - self._lost_at_s)
+
+    async def _recover(self, ground: Ground) -> None:
+        """Replays the archive up to the moment, on its own: the site's start wants to write."""
+        machines = ground.machines
+        log, data = str(self._archive / "recovery.log"), str(machines.data)
+        options = f"-p {machines.postgres.port} -c listen_addresses=127.0.0.1"
+        options += f" -c unix_socket_directories={self._archive}"
+        run = ("pg_ctl", "-D", data, "-w", "-l", log, "-o", options, "start")
+        await asyncio.to_thread(machines.run, *run)
+        try:
+            await self._until_promoted(ground)
+        finally:
+            stop = ("pg_ctl", "-D", data, "-w", "-m", "fast", "stop")
+            await asyncio.to_thread(machines.run, *stop)
 
     async def _until_promoted(self, ground: Ground) -> None:
         async with asyncio.timeout(CLOSED_TIMEOUT_S):

@@ -28,7 +28,7 @@ EXTRA_CONFIG = """
 archive_mode = on
 archive_command = '/bin/true'
 max_wal_size = '128MB'
-log_min_messages = panic
+log_min_messages = fatal
 """
 """The archive is empty until a test wants one: switching it on takes a restart, its command none."""
 STOPPED_S = 30.0

@@ -82,10 +82,16 @@ async def test_a_group_is_defined_anew_and_seen(database: Database) -> None:
             await site.catalog.define_group("vip", Group(-1))
 
 
-async def test_nothing_is_set_by_a_review(database: Database) -> None:
+async def test_nothing_is_set_by_a_review_and_all_of_it_by_its_acceptance(
+    database: Database,
+) -> None:
     async with process_of(database.app_url) as site:
-        await reviewed(site, builtin_list(), "7.12")
+        proposal = await reviewed(site, builtin_list(), "7.12")
         assert await site.catalog.newest_price("gpt-6.1-sol") is None
+        done = await site.catalog.price_lists.accept(proposal, (), 0, "cli")
+        assert done.models == tuple(entry.model for entry in proposal.models)
+        again = await reviewed(site, builtin_list(), "7.12")
+        assert (len(again.models), again.sets()) == (len(proposal.models), ())
 
 
 async def test_a_reviewed_list_is_accepted_with_its_source_and_who_did_it(

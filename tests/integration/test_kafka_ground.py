@@ -25,6 +25,7 @@ from backend.kit.kafka import (
     recorded_of,
 )
 from backend.kit.kafka_admin import (
+    KEYS_TOPIC,
     OUR_TOPICS,
     KafkaUnavailable,
     TopicSpec,
@@ -122,6 +123,18 @@ async def test_a_limited_retention_is_set_to_forever_and_other_settings_stay(
     assert configs["segment.bytes"] == "33554432"
     (line,) = [line for line in lines if line["event"] == "kafka retention changed"]
     assert line["was"] == {"retention.ms": "604800000"}
+
+
+async def test_keys_that_were_superseded_are_compacted_within_a_day(
+    kafka_bootstrap: str, own_topic: str
+) -> None:
+    await ensure_topics(kafka_bootstrap, 1)
+    assert (await _configs(kafka_bootstrap, KEYS_TOPIC))["max.compaction.lag.ms"] == "86400000"
+
+    await _set_config(kafka_bootstrap, own_topic, {"cleanup.policy": "compact"})
+    assert (await _configs(kafka_bootstrap, own_topic))["max.compaction.lag.ms"] != "86400000"
+    await ensure_topics(kafka_bootstrap, 1, specs=[TopicSpec(own_topic, 4, "compact")])
+    assert (await _configs(kafka_bootstrap, own_topic))["max.compaction.lag.ms"] == "86400000"
 
 
 async def test_wrong_partitions_or_cleanup_policy_are_refused_with_what_to_do(

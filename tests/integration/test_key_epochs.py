@@ -85,6 +85,26 @@ async def test_a_rewrap_leaves_what_was_sealed_readable_and_old_copies_unreadabl
                 open_row(SECRET, left)
 
 
+async def test_a_destroyed_epoch_leaves_the_tables_file(database: Database) -> None:
+    def in_the_file(content: bytes) -> bool:
+        with psycopg.connect(database.superuser_url, autocommit=True) as connection:
+            connection.execute("CHECKPOINT")
+            row = connection.execute(
+                "SELECT pg_read_binary_file(pg_relation_filepath('key_epochs'))"
+            ).fetchone()
+        assert row is not None
+        return content in bytes(row[0])
+
+    async with keys_on(database) as keys:
+        await keys.make(PersonId(1))
+        ((_, wrapped),) = stored(database, LIST_EPOCHS)
+        assert in_the_file(wrapped)
+        await keys.epochs.rewrap()
+        ((_, now),) = stored(database, LIST_EPOCHS)
+        assert in_the_file(now)
+        assert not in_the_file(wrapped)
+
+
 async def test_keys_made_during_rewraps_are_never_lost(database: Database) -> None:
     async with keys_on(database) as keys, keys_on(database) as other:
         sealed: dict[int, bytes] = {}

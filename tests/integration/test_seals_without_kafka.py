@@ -6,12 +6,14 @@ import stat
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from backend.kit.clock import SystemClock, SystemRandomness
 from projections.audit.report import SEALS
 from projections.sealed_files import HEADS_FILE, SealFolder
 from projections.sealing import TableSealer
+from schemas.errors import SiteProblem
 from schemas.usage import Usage
 from tests.integration.audited_site import (
     audited,
@@ -84,6 +86,31 @@ async def test_sealing_goes_on_by_itself_while_the_site_runs(database: Any, tmp_
     finally:
         await made.stop()
     assert (await audited(database.app_url, tmp_path)).ok
+
+
+async def test_two_sealers_of_one_site_make_one_chain(database: Any, tmp_path: Path) -> None:
+    """As when `suanpan seal` is called beside `serve`."""
+    serving, called = sealer(database.app_url, tmp_path), sealer(database.app_url, tmp_path)
+    await make_history(database.app_url)
+    for number, one in enumerate((serving, called, serving, serving, called), 1):
+        made = await one.seal_now()
+        assert made is not None
+        assert made.number == number
+        assert await serving.seal_now() is None
+        await one_more_call(database.app_url)
+    assert serving.health().alarms == called.health().alarms == ()
+    assert (await audited(database.app_url, tmp_path)).ok
+
+
+async def test_of_two_sealers_at_the_same_moment_one_makes_the_seal(
+    sealed: Any, tmp_path: Path
+) -> None:
+    folder = SealFolder(tmp_path)
+    before = folder.read(3)
+    with pytest.raises(SiteProblem, match="another process seals this site"):
+        folder.write(msgspec.structs.replace(before, events=99))
+    assert folder.read(3) == before
+    assert {path.suffix for path in (tmp_path / "seals").iterdir()} == {".json"}
 
 
 async def test_the_key_and_the_seals_are_the_owners_alone(sealed: Any, tmp_path: Path) -> None:

@@ -150,7 +150,8 @@ def _server_logs(connection: psycopg.Connection[Any]) -> Iterator[tuple[str, byt
     """PostgreSQL's own log, where the server's folder is one we may look into."""
     row = connection.execute("SHOW data_directory").fetchone()
     assert row is not None
-    for path in Path(row[0]).parent.parent.rglob("postgres.log"):
+    path = Path(row[0]).parent.parent / "logs" / "postgres.log"
+    if path.exists():
         yield f"log {path}", path.read_bytes()
 
 

@@ -193,7 +193,7 @@ def gemini_compatible(usage: Usage) -> Told:
 
 def responses(usage: Usage) -> Told:
     usage = _minutes_only(usage)
-    wire = {
+    wire: Json = {
         "input_tokens": _prompt(usage),
         "input_tokens_details": {
             "cached_tokens": usage.cached_input,
@@ -214,7 +214,7 @@ def responses(usage: Usage) -> Told:
 
 def anthropic(usage: Usage) -> Told:
     """Parts lie beside one another; sums of a stream grow and are never added up."""
-    wire = {
+    wire: Json = {
         "input_tokens": usage.input,
         "cache_read_input_tokens": usage.cached_input,
         "cache_creation_input_tokens": usage.cache_write + usage.cache_write_1h,
@@ -261,7 +261,7 @@ def gemini(usage: Usage) -> Told:
     """Cached content lies inside the prompt; what tools put in and thoughts come on top."""
     usage = _no_writes(usage)
     tools = usage.input // 3
-    wire = {
+    wire: Json = {
         "promptTokenCount": _prompt(usage) - tools,
         "cachedContentTokenCount": usage.cached_input,
         "cacheTokensDetails": [{"modality": "IMAGE", "tokenCount": usage.cached_input}],
@@ -283,7 +283,7 @@ def gemini(usage: Usage) -> Told:
 def dashscope(usage: Usage) -> Told:
     """Sums in every frame."""
     usage = msgspec.structs.replace(_no_writes(usage), searches=usage.searches)
-    wire = {
+    wire: Json = {
         "input_tokens": _prompt(usage),
         "output_tokens": usage.output,
         "total_tokens": _prompt(usage) + usage.output,

@@ -112,8 +112,8 @@ def test_the_history_is_one_that_fails() -> None:
 def test_all_that_the_books_remember_is_saved() -> None:
     """Who adds a member to the books adds it to what is saved, and then here."""
     assert set(vars(ResumableBooks(Findings()))) == {
-        "_entries", "_findings", "_issuer_upt", "_prices", "_revenue_upt", "_swept", "_unpriced",
-        "accounts",
+        "_codes", "_entries", "_findings", "_groups", "_issuer_upt", "_plans", "_prices",
+        "_revenue_upt", "_swept", "_unpriced", "accounts",
     }  # fmt: skip
     assert set(Book.__slots__) == {
         "charge", "charged_upt", "held_upt", "holds", "issued_upt", "version",

@@ -10,21 +10,35 @@ from typing import get_args
 import pytest
 
 from backend.journal.consumer import Arrived, PoisonEvent
-from backend.ledger.account import ACCOUNT, HOUR_US, ImpossibleHistory
-from projections.accounts import AccountStates
+from backend.ledger.account import (
+    ACCOUNT,
+    HOUR_US,
+    AccountEvent,
+    ImpossibleHistory,
+    RequestEvent,
+)
 from projections.balance.projection import HANDLERS as BALANCE_HANDLERS
+from projections.codes.projection import HANDLERS as CODE_HANDLERS
 from projections.declared import PROJECTIONS, find_projection
 from projections.requests.projection import HANDLERS as REQUEST_HANDLERS
 from projections.requests.rows import RequestRow, RequestRows
 from projections.statement.projection import HANDLERS as STATEMENT_HANDLERS
-from projections.statement.projection import lines_of
+from projections.statement.projection import StatementStates, lines_of
 from projections.usage.projection import HANDLERS as USAGE_HANDLERS
 from projections.usage.rows import Totals, UsageRows
 from schemas.errors import NotFound
 from schemas.event import Recorded
-from schemas.ledger import HoldExtended, LedgerEvent, ReleaseReason, ShortfallRecorded
+from schemas.ledger import (
+    GrantKind,
+    HoldExtended,
+    LedgerEvent,
+    PointsGranted,
+    RefusalReason,
+    ReleaseReason,
+    ShortfallRecorded,
+)
 from schemas.registry import decode
-from tests.projection_log import History
+from tests.projection_log import PLANS, TERMS, History
 
 SEEDS = range(5)
 
@@ -34,7 +48,7 @@ def arrived(rows: list[Recorded]) -> list[Arrived]:
 
 
 def lines(history: History):
-    return lines_of(AccountStates(()), arrived(history.rows))
+    return lines_of(StatementStates(), arrived(history.rows))
 
 
 def request_rows(history: History) -> dict[str, RequestRow]:
@@ -59,8 +73,11 @@ def totals(history: History) -> dict[tuple[int, int], Totals]:
     return {(row.hour, row.channel): row for row in usage_rows(history).totals()}
 
 
-def test_every_event_of_an_account_changes_the_balance() -> None:
-    assert set(BALANCE_HANDLERS) == set(get_args(LedgerEvent))
+def test_every_event_of_the_ledger_is_an_accounts_or_a_codes_and_is_handled() -> None:
+    ours, codes = set(BALANCE_HANDLERS), set(CODE_HANDLERS)
+    assert not ours & codes
+    assert ours | codes == set(get_args(LedgerEvent))
+    assert ours == set(get_args(AccountEvent)) | set(get_args(RequestEvent))
 
 
 def test_handlers_name_events_of_the_ledger_only() -> None:
@@ -117,6 +134,76 @@ def test_a_charge_names_its_request_model_price_and_basis() -> None:
     assert (line.kind, line.amount_upt, line.request_id) == ("settle", -700, request_id)
     assert (line.model, line.price_model, line.price_version) == ("asked-for", "priced-as", 3)
     assert (line.basis, line.event_id, line.version) == ("reported", row.event_id, row.version)
+
+
+def test_points_from_codes_gifts_and_invitations_say_where_they_come_from() -> None:
+    history = History()
+    stream = history.open(1)
+    history.add(stream, PointsGranted(5, GrantKind.REDEMPTION, "person:1", "code:ab"))
+    history.gift(stream, 900)
+    history.reward(stream, 42, 300)
+    redeemed, gift, reward = lines(history)[1:]
+    assert (redeemed.kind, redeemed.grant_kind, redeemed.source) == (
+        "grant", "redemption", "code:ab",
+    )  # fmt: skip
+    assert (gift.kind, gift.amount_upt, gift.gift_type) == ("gift", 900, "type 1")
+    assert gift.source is not None
+    assert gift.source.startswith("code:")
+    assert (reward.kind, reward.amount_upt, reward.source) == ("invitation", 300, "person:42")
+
+
+def test_a_plan_is_bought_renewed_and_changed_in_one_line_each() -> None:
+    history = History()
+    stream = history.open(1)
+    for level, months in ((1, 1), (1, 3), (2, 1)):
+        history.subscribe(stream, level, months)
+    bought, renewed, changed = lines(history)[1:]
+    assert (bought.kind, bought.amount_upt, bought.plan_level) == ("plan_buy", -50_000, 1)
+    assert (renewed.kind, renewed.amount_upt, renewed.plan_months) == ("plan_renew", -150_000, 3)
+    assert (changed.kind, changed.plan_level, changed.plan_version) == ("plan_change", 2, 4)
+    assert changed.credit_upt is not None
+    assert changed.amount_upt == changed.credit_upt - 100_000 > 0
+    assert changed.balance_upt == history.states[stream].posted_upt
+
+
+def test_a_request_that_a_plan_pays_for_names_it_and_costs_nothing() -> None:
+    history = History()
+    stream = history.open(1)
+    history.subscribe(stream, 1)
+    request_id = history.plan_hold(stream)
+    assert request_id is not None
+    history.settle(stream, request_id)
+    row = request_rows(history)[request_id]
+    assert (row.plan_level, row.plan_version, row.plan_item) == (1, PLANS[1].ref.version, "i")
+    assert (row.group_name, row.multiplier_ppm) == (TERMS.group, TERMS.multiplier_ppm)
+    assert (row.charged_upt, row.held_upt, row.outcome) == (0, 0, "settled")
+    (total,) = usage_rows(history).totals()
+    assert (total.requests, total.plan_requests, total.charged_upt) == (1, 1, 0)
+    assert (total.input_tokens, total.cache_write_tokens) == (125, 5)
+    assert [line.kind for line in lines(history)] == ["grant", "plan_buy"]
+
+
+@pytest.mark.parametrize("charged_upt", [0, 2_000])
+def test_late_usage_names_the_key_and_model_of_the_request_that_was_swept(
+    charged_upt: int,
+) -> None:
+    history = History()
+    stream = history.open(1)
+    request_id = history.hold(stream, model="asked-for", key=77)
+    sweep = history.settle(stream, request_id, charged_upt, model="priced-as", swept=True)
+    history.late(stream, request_id, sweep, 500)
+    line = lines(history)[-1]
+    assert (line.kind, line.amount_upt) == ("late", -500)
+    assert (line.key, line.model, line.channel) == (77, "asked-for", 8)
+
+
+def test_a_request_refused_by_its_keys_quota_says_so() -> None:
+    history = History()
+    stream = history.open(1)
+    request_id = history.refuse(stream, reason=RefusalReason.KEY_QUOTA)
+    row = request_rows(history)[request_id]
+    assert (row.outcome, row.status, row.error) == ("refused", 402, "key_quota_spent")
+    assert row.reason == "key_quota"
 
 
 def test_a_second_outcome_is_impossible_for_every_projection() -> None:

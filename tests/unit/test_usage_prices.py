@@ -106,9 +106,10 @@ def test_a_call_costs_the_same_streamed_and_whole(
 ) -> None:
     told = answer(usage)
     whole, streamed = read_whole(told), read_stream(told)
+    assert whole is not None
+    assert streamed is not None
     assert whole == streamed == told.usage
-    cost_upt = cost_of(price, told.usage)
-    assert cost_of(price, streamed) == cost_upt >= 0
+    assert cost_of(price, whole) == cost_of(price, streamed) >= 0
 
 
 @pytest.mark.parametrize("answer", ANSWERS)
@@ -315,6 +316,7 @@ class TestGolden:
             }
         }
         usage = SHAPES["gemini"].read(told)
+        assert usage is not None
         assert usage == Usage(input=500, cached_input=1_500, output=100, reasoning=90)
         # 0.5 in, 0.15 cached, 0.5 out: thoughts are output.
         assert cost_of(self.PRICE, usage) == 1_150_000

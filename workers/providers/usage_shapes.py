@@ -106,7 +106,7 @@ def usage_of_anthropic(frame: object) -> Usage | None:
     hour = first_count(lives.get("ephemeral_1h_input_tokens"))
     minutes = first_count(lives.get("ephemeral_5m_input_tokens"))
     written = first_count(usage.get("cache_creation_input_tokens"), hour + minutes)
-    hour = 0
+    hour = min(hour, written)
     details = dict_of(usage.get("output_tokens_details"))
     thought = first_count(details.get("thinking_tokens"), details.get("reasoning_tokens"))
     tools = dict_of(usage.get("server_tool_use"))
