@@ -116,7 +116,7 @@ def test_all_that_the_books_remember_is_saved() -> None:
         "_revenue_upt", "_swept", "_unpriced", "accounts",
     }  # fmt: skip
     assert set(Book.__slots__) == {
-        "charge", "charged_upt", "held_upt", "holds", "issued_upt", "version",
+        "charge", "charged_upt", "gifts", "held_upt", "holds", "issued_upt", "plan", "version",
     }  # fmt: skip
 
 
