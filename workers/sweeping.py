@@ -18,10 +18,11 @@ from backend.kit.postgres import DatabaseError, Pool
 from backend.kit.tasks import ended, vital
 from backend.ledger.account import Account, Hold
 from backend.ledger.decide import SettleAsked, decide_release, decide_settle
-from backend.ledger.leases import Expired, find_expired
+from backend.ledger.leases import Expired, find_expired, forget_strays
 from backend.ledger.points import Points
 from backend.ledger.spool import Spool
 from schemas.errors import SuanpanError
+from schemas.ids import RequestId
 from schemas.ledger import ReleaseReason, Served
 from schemas.prices import PriceRef
 from schemas.usage import Basis, Usage
@@ -77,11 +78,18 @@ class Sweeper:
                 connection, self._folds, list({lease.account for lease in expired})
             )
         ended = 0
+        strays: list[RequestId] = []
         for lease in expired:
             state = states.get(lease.account, (0, Account()))[1]
             hold = state.holds.get(lease.request_id)
-            if hold is not None and await self._ended(lease, hold):
+            if hold is None:
+                # The state was read after the lease: the request has ended, whoever ended it.
+                strays.append(lease.request_id)
+            elif await self._ended(lease, hold):
                 ended += 1
+        if strays:
+            async with self._pool.connection() as connection:
+                await forget_strays(connection, strays)
         self.swept += ended
         return ended
 

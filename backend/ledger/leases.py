@@ -6,7 +6,7 @@ A process that dies stops renewing: the sweep then ends its requests by what it 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import msgspec
@@ -31,6 +31,10 @@ FROM mine WHERE l.request_id = mine.request_id
 EXPIRED: Final = """
 SELECT request_id::text, stream, generation, progress FROM leases
 WHERE until < clock_timestamp() ORDER BY until LIMIT %(count_max)s
+"""
+
+FORGET: Final = """
+DELETE FROM leases WHERE request_id = ANY(%(requests)s::uuid[]) AND until < clock_timestamp()
 """
 
 RENEW_BATCH_MAX: Final = 1_000
@@ -141,6 +145,15 @@ async def find_expired(connection: Connection, count_max: int) -> list[Expired]:
         )
         for request_id, account, generation, progress in rows
     ]
+
+
+async def forget_strays(connection: Connection, requests: Sequence[RequestId]) -> None:
+    """Deletes leases of requests that hold nothing any more.
+
+    A restored backup has them: the request was open when the backup was made, and its end came
+    back from Kafka. Left alone they would in time fill every pass of the sweep.
+    """
+    await connection.execute(FORGET, {"requests": list(requests)})
 
 
 def _progress_of(text: str) -> Progress:

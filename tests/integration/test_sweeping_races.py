@@ -117,6 +117,21 @@ async def test_a_request_that_never_began_is_released(swept: SweptSite) -> None:
     assert await swept.ledger.leases() == {}
 
 
+async def test_leases_of_requests_that_have_ended_are_forgotten(swept: SweptSite) -> None:
+    account = await swept.ledger.open_account(1, 10)
+    request = await swept.held(account)
+    assert await swept.sweeper.sweep() == 1
+    async with await connect(swept.database.app_url, application="test") as connection:
+        # As a restored backup has it, when the end of the request has come back from Kafka.
+        await connection.execute(
+            "INSERT INTO leases (request_id, stream, until) VALUES (%s::uuid, %s, now())",
+            (request, account),
+        )
+    assert await swept.sweeper.sweep() == 0
+    assert await swept.ledger.leases() == {}
+    assert len(await swept.ends(account, request)) == 1
+
+
 async def test_a_request_that_began_is_settled_by_its_last_progress(swept: SweptSite) -> None:
     account = await swept.ledger.open_account(1, 10)
     request = await swept.held(account, Progress(30, 7, begun=True, upstream_model="up"))
