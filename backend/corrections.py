@@ -12,24 +12,17 @@ from uuid import UUID
 import msgspec
 
 from backend.identity.service import Identity, identity_refusal
-from backend.journal.commands import (
-    NO_BODY,
-    AlreadyDone,
-    Command,
-    Decision,
-    Landed,
-    Refused,
-    Standing,
-)
-from backend.journal.idempotency import command_id_of, length_prefixed
-from backend.journal.reader import find_command, read_stream
+from backend.journal.commands import Command, Decision, Refused, Standing
+from backend.journal.idempotency import length_prefixed
+from backend.journal.reader import read_stream
+from backend.journal.repeatable import Happened, once, repeatable_id
 from backend.journal.units import Part, joined
 from backend.journal.writer import Writer
 from backend.kit.postgres import Pool, fetch_one
 from backend.kit.secrets import SiteSecret
 from backend.ledger.decide_correction import CorrectionAsked, NoSuchEntry, decide_correction
 from backend.ledger.refusals import MissingPoints, NoSuchAccount, TooMuch
-from schemas.errors import BadRequest, Conflict, IdempotencyConflict, InsufficientPoints, NotFound
+from schemas.errors import BadRequest, Conflict, InsufficientPoints, NotFound
 from schemas.event import Recorded
 from schemas.ids import PersonId, StreamName, account_stream
 from schemas.ledger import PointsCorrected
@@ -37,7 +30,6 @@ from schemas.money import MicroPoints, format_points
 from schemas.registry import Event, decode
 
 ROUTE: Final = "correct"
-KEY_CHARS_MAX: Final = 255
 VERSION_OF: Final = """
 SELECT version FROM event_log WHERE stream = %(stream)s AND event_id = %(event_id)s LIMIT 1
 """
@@ -78,36 +70,18 @@ class Corrections:
         """Adds or takes points. Raises BadRequest, NotFound, InsufficientPoints; and
         IdempotencyConflict for a used key.
         """
-        if idempotency_key is None:
-            command_id = self._writer.new_id()
-        elif 1 <= len(idempotency_key) <= KEY_CHARS_MAX:
-            command_id = command_id_of(actor, ROUTE, idempotency_key)
-        else:
-            raise BadRequest(f"An idempotency key has 1 to {KEY_CHARS_MAX} characters.")
+        command_id = repeatable_id(self._writer, actor, ROUTE, idempotency_key)
         stream = account_stream(asked.person)
         entry = await self._entry(stream, asked.entry)
         reason = await self._identity.reason_part(asked.person, command_id, asked.reason)
         unit = joined((_correcting(stream, asked, entry, actor), reason))
-        body_hash = self._body_hash(asked)
-        outcome = await self._writer.submit(
-            Command(command_id, unit.streams, unit.decide, body_hash)
+        command = Command(command_id, unit.streams, unit.decide, self._body_hash(asked))
+        done = await once(
+            self._writer, self._pool, command, "correction", lambda rows: _agrees(rows, asked)
         )
-        match outcome:
-            case Landed():
-                async with self._pool.connection() as connection:
-                    found = await find_command(connection, command_id)
-                assert found is not None, "it landed a moment ago"
-                return _stored(found[1], repeated=False)
-            case AlreadyDone(earlier_hash, rows):
-                stored = _stored(rows, repeated=True)
-                same = earlier_hash == body_hash or (
-                    earlier_hash == NO_BODY and _agrees(stored, asked)
-                )
-                if not same:
-                    raise IdempotencyConflict(
-                        "This idempotency key was used for another correction; use a new key."
-                    )
-                return stored
+        match done:
+            case Happened(rows, repeated):
+                return _stored(rows, repeated=repeated)
             case Refused(MissingPoints(missing_upt)):
                 raise InsufficientPoints(
                     f"A balance is never below zero: {format_points(missing_upt)} points "
@@ -151,8 +125,9 @@ def _correcting(stream: StreamName, asked: CorrectAsked, entry: Event | None, ac
     return Part((stream,), decide)
 
 
-def _agrees(stored: Corrected, asked: CorrectAsked) -> bool:
+def _agrees(rows: Sequence[Recorded], asked: CorrectAsked) -> bool:
     """What can be told of the earlier body where its hash was lost: a restore has none."""
+    stored = _stored(rows, repeated=True)
     before = (stored.stream, stored.entry, stored.amount_upt)
     return before == (account_stream(asked.person), asked.entry, asked.amount_upt)
 

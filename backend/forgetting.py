@@ -1,7 +1,7 @@
 """Forgets a person: one unit in the log, then everything of theirs that can be deleted.
 
 The unit decides. What follows may be cut off anywhere: each step may be done again, and
-`finish_all` does. Points are not paid out: they stay in the books, on an account that nobody can use.
+`finish_all` does. Points are not paid out: they stay in the books, on an account nobody can use.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from backend.journal.units import Part, joined
 from backend.journal.view import states_of_kind
 from backend.journal.writer import Writer
 from backend.kit.postgres import Pool, fetch_all
+from backend.ledger.exports import erase_exports
 from backend.opening import remove_trial_file
 from schemas.errors import Conflict, NotFound, SuanpanError
 from schemas.ids import KeyId, PersonId, id_of, key_stream, person_stream
@@ -81,6 +82,12 @@ async def _delete_data_key(grounds: Grounds, person: PersonId, state: Person) ->
     await grounds.identity.data_keys.forget(person)
 
 
+async def _remove_exports(grounds: Grounds, person: PersonId, state: Person) -> None:
+    """What they asked for and what others asked for of theirs; a job under way loses its row, and
+    with it the right to publish its file."""
+    await erase_exports(grounds.pool, grounds.data_dir, person)
+
+
 async def _remove_trial_file(grounds: Grounds, person: PersonId, state: Person) -> None:
     if state.trial:
         remove_trial_file(grounds.data_dir)
@@ -89,6 +96,7 @@ async def _remove_trial_file(grounds: Grounds, person: PersonId, state: Person) 
 ERASERS: Final = (
     Eraser("data key", _delete_data_key),
     Eraser("API keys", _end_keys),
+    Eraser("exports", _remove_exports),
     Eraser("trial key file", _remove_trial_file),
 )
 """In this order: first what makes the rest unreadable. What else keeps something of a person in a
@@ -111,7 +119,8 @@ class Forgetting:
 
     async def forget(self, person: PersonId, actor: str) -> Forgotten:
         """Forgets a person and erases what is left of them. Raises NotFound; Conflict for the last
-        administrator; SiteProblem where a file cannot be removed: it is tried again later."""
+        administrator; SiteProblem or OSError where a file cannot be removed: it is tried again
+        later."""
         writer = self._grounds.writer
         keys = (await _living_keys(self._grounds.identity, person))[:KEYS_IN_UNIT_MAX]
         unit = joined([await self._person_part(person, actor), *(_key_end(k, actor) for k in keys)])
@@ -153,8 +162,8 @@ class Forgetting:
     async def _finished(self, person: PersonId) -> bool:
         try:
             await self.finish(person)
-        except SuanpanError as error:
-            _log.error("not erased", person=person, reason=error.code)
+        except (SuanpanError, OSError) as error:
+            _log.error("not erased", person=person, error=type(error).__name__)
             return False
         return True
 

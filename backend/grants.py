@@ -8,24 +8,16 @@ from typing import Final
 import msgspec
 
 from backend.identity.service import Identity, identity_refusal
-from backend.journal.commands import (
-    NO_BODY,
-    AlreadyDone,
-    Command,
-    Decision,
-    Landed,
-    Refused,
-    Standing,
-)
-from backend.journal.idempotency import command_id_of, length_prefixed
-from backend.journal.reader import find_command
+from backend.journal.commands import Command, Decision, Refused, Standing
+from backend.journal.idempotency import length_prefixed
+from backend.journal.repeatable import Happened, once, repeatable_id
 from backend.journal.units import Part, joined
 from backend.journal.writer import Writer
 from backend.kit.postgres import Pool
 from backend.kit.secrets import SiteSecret
 from backend.ledger.decide import decide_grant
 from backend.ledger.refusals import NoSuchAccount, TooMuch
-from schemas.errors import BadRequest, Conflict, IdempotencyConflict, NotFound
+from schemas.errors import BadRequest, Conflict, NotFound
 from schemas.event import Recorded
 from schemas.ids import PersonId, StreamName, account_stream
 from schemas.ledger import GrantKind, PointsGranted
@@ -33,7 +25,6 @@ from schemas.money import MicroPoints
 from schemas.registry import decode
 
 ROUTE: Final = "grant"
-KEY_CHARS_MAX: Final = 255
 
 
 class GrantAsked(msgspec.Struct, frozen=True):
@@ -64,34 +55,16 @@ class Grants:
         self, asked: GrantAsked, *, actor: str, idempotency_key: str | None = None
     ) -> Granted:
         """Adds points. Raises BadRequest, NotFound; IdempotencyConflict for a used key."""
-        if idempotency_key is None:
-            command_id = self._writer.new_id()
-        elif 1 <= len(idempotency_key) <= KEY_CHARS_MAX:
-            command_id = command_id_of(actor, ROUTE, idempotency_key)
-        else:
-            raise BadRequest(f"An idempotency key has 1 to {KEY_CHARS_MAX} characters.")
+        command_id = repeatable_id(self._writer, actor, ROUTE, idempotency_key)
         reason = await self._identity.reason_part(asked.person, command_id, asked.reason)
         unit = joined((_granting(asked, actor), reason))
-        body_hash = self._body_hash(asked)
-        outcome = await self._writer.submit(
-            Command(command_id, unit.streams, unit.decide, body_hash)
+        command = Command(command_id, unit.streams, unit.decide, self._body_hash(asked))
+        done = await once(
+            self._writer, self._pool, command, "grant", lambda rows: _agrees(rows, asked)
         )
-        match outcome:
-            case Landed():
-                async with self._pool.connection() as connection:
-                    found = await find_command(connection, command_id)
-                assert found is not None, "it landed a moment ago"
-                return _stored(found[1], repeated=False)
-            case AlreadyDone(earlier_hash, rows):
-                stored = _stored(rows, repeated=True)
-                same = earlier_hash == body_hash or (
-                    earlier_hash == NO_BODY and _agrees(stored, asked)
-                )
-                if not same:
-                    raise IdempotencyConflict(
-                        "This idempotency key was used for another grant; use a new key."
-                    )
-                return stored
+        match done:
+            case Happened(rows, repeated):
+                return _stored(rows, repeated=repeated)
             case Refused(NoSuchAccount()):
                 raise NotFound("This user has no account.")
             case Refused(TooMuch()):
@@ -115,8 +88,9 @@ def _granting(asked: GrantAsked, actor: str) -> Part:
     return Part((account_stream(asked.person),), decide)
 
 
-def _agrees(stored: Granted, asked: GrantAsked) -> bool:
+def _agrees(rows: Sequence[Recorded], asked: GrantAsked) -> bool:
     """For a command that came back from Kafka, where its body's hash is not: as far as is known."""
+    stored = _stored(rows, repeated=True)
     return (stored.stream, stored.amount_upt) == (account_stream(asked.person), asked.amount_upt)
 
 

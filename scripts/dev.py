@@ -105,12 +105,18 @@ def bench(arguments: Sequence[str]) -> int:
 
 
 def faults(arguments: Sequence[str]) -> int:
-    """the fault tests with 200 rounds instead of a few (SUANPAN_FAULT_ROUNDS=…)"""
+    """every fault under load, 10 rounds each (--rounds N), and their table"""
     ensure_everything()
-    rounds = os.environ.get("SUANPAN_FAULT_ROUNDS") or "200"
+    parser = argparse.ArgumentParser(prog="dev.py faults", add_help=False)
+    parser.add_argument("--rounds", default=os.environ.get("SUANPAN_FAULT_ROUNDS") or "10")
+    chosen, words = parser.parse_known_args(arguments)
+    if not any((ROOT / word.partition("::")[0]).exists() for word in words):
+        words = ["tests/faults", *words]
+    if not any(word.startswith("--fault-report") for word in words):
+        words = [*words, f"--fault-report={CACHE / 'faults'}"]
     return call(
-        tool("python"), "-m", "pytest", "tests/faults", *arguments,
-        extra={"SUANPAN_FAULT_ROUNDS": rounds},
+        tool("python"), "-m", "pytest", "-q", *words,
+        extra={"SUANPAN_FAULT_ROUNDS": chosen.rounds},
     )  # fmt: skip
 
 

@@ -60,7 +60,7 @@ class Expirer:
         now_us, count = self._clock.now_us(), 0
         last: Lapsed | None = None
         while page := await self._subscriptions.list_lapsed(now_us, last, PAGE_ACCOUNTS):
-            # One by one, and all of a page at once: they are of different accounts.
+            # At once, so that they share appends; each is of another account.
             noted = await asyncio.gather(
                 *(self._subscriptions.expire(lapsed.account) for lapsed in page)
             )

@@ -9,6 +9,7 @@ import click
 
 from backend.cli.output import answer, json_option
 from backend.cli.people import ACTOR
+from backend.cli.places import place_data
 from backend.cli.site import Site, with_site
 from backend.corrections import CorrectAsked, Corrections
 from schemas.errors import BadRequest
@@ -46,9 +47,8 @@ def correct(
             "points": format_points(done.amount_upt),
             "corrects_event_id": str(done.entry),
             "event_id": str(done.event_id),
-            "stream": done.stream,
-            "version": done.version,
             "repeated": done.repeated,
+            **await place_data(site, done.stream, done.version),
         }
 
     done = with_site(work)

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from backend.cli.output import answer, json_option, secret_from
+from backend.cli.places import place_data
 from backend.cli.site import Site, with_site
 from backend.folds import ALL_FOLDS
 from backend.grants import GrantAsked
@@ -138,9 +139,8 @@ def grant(
         return {
             "user": name,
             "granted": format_points(granted.amount_upt),
-            "stream": granted.stream,
-            "version": granted.version,
             "repeated": granted.repeated,
+            **await place_data(site, granted.stream, granted.version),
         }
 
     done = with_site(work)

@@ -63,7 +63,9 @@ def import_list(file: str, cny_per_usd: str | None, models: str, out: Path, as_j
     columns = ("model", "what", "change", "price in points", "remarks")
     answer(as_json, None, Table(columns, _rows(proposal), "The list names no model."))
     words = ", ".join(f"{count} {what}" for what, count in summary.items())
-    click.echo(f"{words}. Nothing was set: `suanpan price accept {out}` sets what is new or changed.")
+    click.echo(
+        f"{words}. Nothing was set: `suanpan price accept {out}` sets what is new or changed."
+    )
 
 
 @click.command("accept")

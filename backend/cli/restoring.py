@@ -61,7 +61,8 @@ def recover(as_json: bool) -> None:
 
         async with _records_of_ours():
             bootstrap = kafka_of(site.settings)
-            return await recover_log(site.database.url, bootstrap, ALL_FOLDS, open_requests)
+            sealed = RestoredKeys(site.secret)
+            return await recover_log(site.database.url, bootstrap, ALL_FOLDS, open_requests, sealed)
 
     done = with_site(work)
     words = f"{done.events} events of {done.streams} streams were imported (epoch {done.epoch})."

@@ -10,12 +10,14 @@ import msgspec
 
 from backend.cli.audits import audit, parked, projection, replay
 from backend.cli.channels import channel
+from backend.cli.codes import code
 from backend.cli.correcting import correct
 from backend.cli.forgetting import data_keys
 from backend.cli.groups import group
 from backend.cli.keys import key
 from backend.cli.limits import limit
 from backend.cli.people import balance, grant, invitation, user
+from backend.cli.plans import plan, subscribe
 from backend.cli.prices import price
 from backend.cli.reconciling import reconcile
 from backend.cli.records import requests, statement
@@ -42,9 +44,8 @@ def suanpan() -> None:
 
 for _command in (
     *ROLE_COMMANDS, migrate, health, user, invitation, key, data_keys, grant, balance, channel,
-    price, group, limit, statement, requests, audit, seal, replay, projection, parked, recover,
-    restore,
-    reprice, reconcile, correct,
+    price, plan, subscribe, code, group, limit, statement, requests, audit, seal, replay,
+    projection, parked, recover, restore, reprice, reconcile, correct,
 ):  # fmt: skip
     suanpan.add_command(_command)
 

@@ -56,6 +56,7 @@ class Site(msgspec.Struct, frozen=True):
     database: Database
     pool: Pool
     clock: SystemClock
+    randomness: SystemRandomness
     secret: SiteSecret
     writer: Writer
     identity: Identity
@@ -107,6 +108,7 @@ async def open_site(settings: Settings) -> AsyncGenerator[Site]:
             database=database,
             pool=pool,
             clock=clock,
+            randomness=randomness,
             secret=secret,
             writer=writer,
             identity=identity,

@@ -88,6 +88,7 @@ def _application(handlers: list[Any]) -> Litestar:
             # Not below a path of its own: Litestar answers everything there with a page of HTML.
             path="/api/openapi.json",
             render_plugins=[JsonRenderPlugin(path="/")],
+            use_handler_docstrings=True,
             components=Components(
                 security_schemes={"key": SecurityScheme(type="http", scheme="bearer")}
             ),

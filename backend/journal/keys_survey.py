@@ -84,3 +84,17 @@ async def survey_keys(bootstrap: str, sealed: SealedThings) -> KeysSurvey:
             for record in batch:
                 survey.take(read_record(record))
     return survey
+
+
+async def import_keys(
+    connection: Connection, bootstrap: str, survey: KeysSurvey, sealed: SealedThings
+) -> None:
+    """After the events: who was forgotten is known by now, and a key of theirs stays away.
+
+    Raises as `survey_keys`; psycopg errors.
+    """
+    await sealed.store_epochs(connection, survey.epochs())
+    async with aclosing(read_topics(bootstrap, (KEYS_TOPIC,))) as batches:
+        async for batch in batches:
+            records = [one for one in map(read_record, batch) if isinstance(one, KeyRecord)]
+            await sealed.store_keys(connection, [one for one in records if survey.lives(one)])

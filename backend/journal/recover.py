@@ -14,6 +14,7 @@ import structlog
 from backend.journal.fold import Folds
 from backend.journal.importing import Importer, OpenRequests, no_open_requests, wait_for_lock
 from backend.journal.kafka_check import identity_of
+from backend.journal.keys_survey import SealedThings, import_keys, survey_keys
 from backend.journal.publisher_place import AHEAD, CLOSE_SITE, OPEN_SITE, RESTORING
 from backend.journal.reader import site_of
 from backend.kit.kafka import read_topics, recorded_of
@@ -42,8 +43,12 @@ async def recover(
     bootstrap: str,
     folds: Folds,
     open_requests: OpenRequests = no_open_requests,
+    sealed: SealedThings | None = None,
 ) -> Recovered:
     """Imports every event that Kafka has and the table lacks, then lets the site write again.
+
+    With `sealed` the data keys too: those of people who came after the backup, and the epochs that
+    Kafka's records of the others are wrapped in by now.
 
     The site is read-only meanwhile. Run again after a failure, it goes on where it was. Raises
     SiteProblem where histories fork, a chain does not verify or a publisher still runs;
@@ -63,6 +68,9 @@ async def recover(
         try:
             events, touched = await _import(importer, bootstrap)
             await importer.complete(open_requests)
+            if sealed is not None:
+                survey = await survey_keys(bootstrap, sealed)
+                await import_keys(connection, bootstrap, survey, sealed)
         finally:
             await importer.abandon()
         await connection.execute(OPEN_SITE, {"reason": AHEAD})

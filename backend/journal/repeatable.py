@@ -42,11 +42,12 @@ async def once(
     writer: Writer,
     pool: Pool,
     command: Command,
+    what: str,
     agrees: Callable[[Sequence[Recorded]], bool],
 ) -> Happened | Refused:
     """Records a command, or finds what it recorded before.
 
-    `agrees` tells whether the recorded events are what is asked now: for a command that came back
+    `what` it is, for people: `grant`. `agrees` tells whether the recorded events are what is asked now: for a command that came back
     from Kafka, where the hash of its body is not. Raises IdempotencyConflict for a key that was
     used for something else.
     """
@@ -61,7 +62,7 @@ async def once(
             same = earlier_hash == command.body_hash or (earlier_hash == NO_BODY and agrees(rows))
             if not same:
                 raise IdempotencyConflict(
-                    "This idempotency key was used before with another body; use a new key."
+                    f"This idempotency key was used for another {what}; use a new key."
                 )
             return Happened(rows, repeated=True)
         case Refused() as refused:

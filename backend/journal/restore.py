@@ -17,11 +17,11 @@ import structlog
 from backend.journal.fold import Folds
 from backend.journal.importing import Importer, OpenRequests, no_open_requests, wait_for_lock
 from backend.journal.kafka_check import identity_of
-from backend.journal.keys_survey import KeysSurvey, SealedThings, survey_keys
-from backend.journal.keys_topic import KeyRecord, SiteRecord, read_record
+from backend.journal.keys_survey import KeysSurvey, SealedThings, import_keys, survey_keys
+from backend.journal.keys_topic import SiteRecord
 from backend.journal.publisher_place import RESTORING, Head, begin_again, lead, move
 from backend.journal.wake import NOTIFY
-from backend.kit.kafka import Record, count_records, read_topics, recorded_of
+from backend.kit.kafka import Record, count_records, last_records, read_topics, recorded_of
 from backend.kit.kafka_admin import KEYS_TOPIC, ClusterIdentity, partitions_of
 from backend.kit.postgres import Connection, connect, fetch_one
 from schemas.errors import SiteProblem
@@ -30,7 +30,10 @@ from schemas.event import CATALOG, EVENT_TOPICS, IDENTITY, SHARDS, Position, Rec
 FIND_SITE: Final = """
 SELECT site_id, read_only_reason, EXISTS (SELECT FROM event_log) FROM site FOR UPDATE
 """
-BECOME: Final = "UPDATE site SET site_id = %(site_id)s, read_only_reason = %(reason)s"
+BECOME: Final = """
+UPDATE site SET site_id = %(site_id)s, epoch = greatest(epoch, %(epoch)s),
+    read_only_reason = %(reason)s
+"""
 FIND_OTHERS: Final = """
 SELECT application_name FROM pg_stat_activity
 WHERE datname = current_database() AND pid <> pg_backend_pid()
@@ -42,7 +45,11 @@ KEYS_PUBLISHED: Final = """
 WITH epochs AS (UPDATE key_epochs SET published = true WHERE NOT published)
 UPDATE data_keys SET published = true WHERE NOT published
 """
-BEGIN_EPOCH: Final = """
+LAST: Final = """
+SELECT epoch, xid::text::bigint, seq FROM event_log
+ORDER BY epoch DESC, event_log.xid DESC, seq DESC LIMIT 1
+"""
+OPEN: Final = """
 UPDATE site SET epoch = %(epoch)s, read_only_reason = NULL WHERE read_only_reason = %(reason)s
 """
 COUNT: Final = """
@@ -80,6 +87,8 @@ class _Survey(msgspec.Struct, frozen=True):
     identity: ClusterIdentity
     records: int
     keys: KeysSurvey
+    epoch: int
+    """The new one: above that of each partition's last record."""
 
 
 @asynccontextmanager
@@ -98,7 +107,7 @@ async def restoring(
         await _expect_alone(connection)
         await _expect_empty(connection)
         survey = await _survey(bootstrap, sealed)
-        await _become(connection, survey.site_id)
+        await _become(connection, survey)
         yield Restore(connection, bootstrap, folds, sealed, survey)
 
 
@@ -136,29 +145,36 @@ class Restore:
             await importer.complete(open_requests)
         finally:
             await importer.abandon()
-        await self._import_keys()
+        await import_keys(self._connection, self._bootstrap, self._survey.keys, self._sealed)
         return events
 
     async def finish(self) -> Restored:
-        """Begins the new epoch, sets the publisher's place at Kafka's end, and opens the site."""
+        """Sets the publisher's place at Kafka's end and opens the site in its new epoch."""
         await self._connection.execute(WAIT_FOR_DISK)
         identity = self._survey.identity
         if await identity_of(self._bootstrap) != identity:
             raise SiteProblem("Kafka was replaced during the restore: begin with an empty database")
-        # Above all that Kafka holds, so that every record there lies before the publisher's place.
-        epoch = self._epoch_max + 1
+        end = await self._end()
         async with self._connection.transaction():
             place = await lead(self._connection)
             await begin_again(self._connection, place.leader_epoch, identity)
-            end = Position(epoch, 0, 0)
             await move(self._connection, place.leader_epoch, end, self._heads)
             await self._connection.execute(KEYS_PUBLISHED)
-            await self._connection.execute(BEGIN_EPOCH, {"epoch": epoch, "reason": RESTORING})
+            await self._connection.execute(OPEN, {"epoch": end.epoch, "reason": RESTORING})
             await self._connection.execute(NOTIFY)
         events, streams, keys = await fetch_one(self._connection, COUNT) or (0, 0, 0)
         missing = await self._sealed.count_missing(self._connection)
-        _log.warning("restored", epoch=epoch, events=events, streams=streams)
-        return Restored(str(self._survey.site_id), epoch, events, streams, keys, missing)
+        _log.warning("restored", epoch=end.epoch, events=events, streams=streams)
+        return Restored(str(self._survey.site_id), end.epoch, events, streams, keys, missing)
+
+    async def _end(self) -> Position:
+        """The publisher's place: after every row here and, by epoch, after every record there."""
+        if self._epoch_max >= self._survey.epoch:
+            # Kafka was filled from a backup at some time: an epoch that was lost lies deep in it.
+            return Position(self._epoch_max + 1, 0, 0)
+        row = await fetch_one(self._connection, LAST)
+        assert row is not None, "there was something to import"
+        return Position(*row)
 
     async def _import_events(self, importer: Importer, progress: Progress) -> int:
         await importer.begin()
@@ -178,16 +194,6 @@ class Restore:
             self._heads[record.topic, record.partition] = Head(record.offset, row.hash)
             self._epoch_max = max(self._epoch_max, row.epoch)
         return rows
-
-    async def _import_keys(self) -> None:
-        """After the events: who was forgotten is known by now, and a key of theirs stays away."""
-        keys = self._survey.keys
-        await self._sealed.store_epochs(self._connection, keys.epochs())
-        async with aclosing(read_topics(self._bootstrap, (KEYS_TOPIC,))) as batches:
-            async for batch in batches:
-                records = [one for one in map(read_record, batch) if isinstance(one, KeyRecord)]
-                living = [one for one in records if keys.lives(one)]
-                await self._sealed.store_keys(self._connection, living)
 
 
 async def _expect_alone(connection: Connection) -> None:
@@ -213,7 +219,7 @@ async def _expect_empty(connection: Connection) -> None:
         )
 
 
-async def _become(connection: Connection, site_id: UUID) -> None:
+async def _become(connection: Connection, survey: _Survey) -> None:
     """From here on the database is this site's, and read-only; a restore that was cut off goes on.
 
     Looked at again under the row's lock.
@@ -221,11 +227,12 @@ async def _become(connection: Connection, site_id: UUID) -> None:
     async with connection.transaction():
         row = await fetch_one(connection, FIND_SITE)
         assert row is not None, "a migrated database has its site row"
-        if row[2] and (row[0], row[1]) != (site_id, RESTORING):
+        if row[2] and (row[0], row[1]) != (survey.site_id, RESTORING):
             raise SiteProblem(
                 "this database holds a part of another site's log: restore into an empty one"
             )
-        await connection.execute(BECOME, {"site_id": site_id, "reason": RESTORING})
+        given = {"site_id": survey.site_id, "epoch": survey.epoch, "reason": RESTORING}
+        await connection.execute(BECOME, given)
 
 
 async def _survey(bootstrap: str, sealed: SealedThings) -> _Survey:
@@ -241,7 +248,15 @@ async def _survey(bootstrap: str, sealed: SealedThings) -> _Survey:
         raise SiteProblem(
             "SECRET is not the one this site was made with: what Kafka holds does not open with it"
         )
-    return _Survey(_expect_site(keys.site), identity, records, keys)
+    epoch = await _last_epoch(bootstrap) + 1
+    return _Survey(_expect_site(keys.site), identity, records, keys, epoch)
+
+
+async def _last_epoch(bootstrap: str) -> int:
+    """The highest of the partitions' last records: as a rule, of all records."""
+    last = [await last_records(bootstrap, topic) for topic in EVENT_TOPICS]
+    records = [record for found in last for record in found.values() if record is not None]
+    return max(recorded_of(record).epoch for record in records)
 
 
 async def _check_partitions(bootstrap: str) -> None:

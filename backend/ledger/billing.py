@@ -14,7 +14,8 @@ from backend.journal.view import load_states
 from backend.kit.postgres import Pool
 from backend.ledger.account import Account
 from backend.ledger.points import account_state
-from backend.ledger.statements import ALWAYS_US, usage_totals
+from backend.ledger.record_filters import ALWAYS_US, UsageFilter
+from backend.ledger.usage_log import usage_totals
 from schemas.money import POINTS_PER_CNY, UPT_PER_POINT, format_points
 
 _MILLION: Final = 1_000_000
@@ -49,9 +50,8 @@ class BillingDoor:
             charged_upt = (await self._state(account)).charged_upt
         else:
             async with self._pool.connection() as connection:
-                totals = await usage_totals(
-                    connection, account, first_us or 0, until_us or ALWAYS_US
-                )
+                wanted = UsageFilter(account, first_us or 0, until_us or ALWAYS_US)
+                totals = await usage_totals(connection, wanted)
             charged_upt = totals.charged_upt
         return {"object": "list", "total_usage": usd(charged_upt, self._cny_per_usd, 100)}
 

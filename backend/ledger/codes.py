@@ -130,7 +130,7 @@ class Codes:
             key = None if idempotency_key is None else idempotency_key
             command_id = repeatable_id(self._writer, actor, f"codes {chunk}", key)
             command = self._issuing(asked, batch, own, actor, command_id, body_hash)
-            done = await once(self._writer, self._pool, command, lambda rows: False)
+            done = await once(self._writer, self._pool, command, "batch", lambda rows: False)
             if isinstance(done, Refused):
                 raise Conflict("These codes were issued before.")
             repeated = repeated and done.repeated
@@ -158,7 +158,9 @@ class Codes:
 
         body_hash = self._secret.hmac("code body", code.encode())
         command = Command(command_id, (account, code), decide, body_hash)
-        done = await once(self._writer, self._pool, command, lambda rows: _source(rows) == code)
+        done = await once(
+            self._writer, self._pool, command, "code", lambda rows: _source(rows) == code
+        )
         if isinstance(done, Refused):
             raise _refusal(done.reason)
         async with self._pool.connection() as connection:

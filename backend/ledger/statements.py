@@ -1,79 +1,114 @@
-"""What people read of accounts: balance, statement, requests and usage, from the read tables.
+"""What people read of an account's points: balance now and at any moment, and every movement.
 
-Eventually consistent and for display: a decision never reads here.
+Eventually consistent and for display, from the read tables: a decision never reads here.
 """
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final, LiteralString
 from uuid import UUID
 
 import msgspec
 
-from backend.kit.postgres import Connection, fetch_all, fetch_one
-from backend.ledger.account import HOUR_US
+from backend.journal.reader import read_stream
+from backend.kit.postgres import Connection, fetch_one
+from backend.ledger.account import ACCOUNT
+from backend.ledger.planned import fetch_planned
+from backend.ledger.record_filters import LIMIT_MAX, StatementFilter
+from backend.ledger.record_pages import StatementPlace
+from schemas.errors import BadRequest
+from schemas.registry import decode
 
 FIND_BALANCE: Final = """
 SELECT stream, posted_upt, held_upt, available_upt, issued_upt, charged_upt, shortfall_upt,
     open_holds, version, at_us
 FROM read.balance WHERE stream = %(account)s
 """
-LIST_STATEMENT: Final = """
-SELECT version, kind, amount_upt, balance_upt, at_us, event_id, command_id, shard::integer,
+FIND_POSTED_AT: Final = """
+SELECT balance_upt, version FROM read.statement
+WHERE stream = %(account)s AND at_us <= %(at_us)s AND at_us > %(skew_us)s + (
+    SELECT coalesce(max(s.at_us), 0) FROM read.statement s
+    WHERE s.stream = %(account)s AND s.at_us <= %(at_us)s)
+ORDER BY version DESC LIMIT 1
+"""
+"""The last in history's order among those of the last minute before: writers' clocks differ."""
+LIST_OF_ACCOUNT: Final = """
+SELECT stream, version, kind, amount_upt, balance_upt, at_us, event_id, command_id, shard::integer,
     request_id::text, model, price_model, price_version, basis, swept, grant_kind, actor,
-    explains_event_id
+    explains_event_id, key, channel, source, gift_type, plan_level, plan_version, plan_months,
+    credit_upt
 FROM read.statement
-WHERE stream = %(account)s AND version < %(before)s
-    AND at_us >= %(from_us)s AND at_us < %(to_us)s
+WHERE stream = %(account)s AND version < %(version)s
+    AND at_us >= %(since_us)s AND at_us < %(until_us)s
+    AND (%(kinds)s::text[] IS NULL OR kind = ANY(%(kinds)s::text[]))
+    AND (%(key)s::bigint IS NULL OR key = %(key)s::bigint)
+    AND (%(model)s::text IS NULL OR model = %(model)s::text)
+    AND (%(channel)s::bigint IS NULL OR channel = %(channel)s::bigint)
+    AND (%(request_id)s::uuid IS NULL OR request_id = %(request_id)s::uuid)
+    AND (%(basis)s::text IS NULL OR basis = %(basis)s::text)
+    AND abs(amount_upt) >= %(least_upt)s AND abs(amount_upt) <= %(most_upt)s
+    AND (%(sign)s::integer = 0 OR sign(amount_upt) = %(sign)s::integer)
 ORDER BY version DESC LIMIT %(limit)s
 """
-FIND_REQUEST: Final = """
-SELECT stream, request_id::text, outcome, key, model, price_model, price_version, purpose,
-    streamed, held_upt, charged_upt, shortfall_upt, missing_upt, input_tokens, cached_tokens,
-    cache_write_tokens, output_tokens, reasoning_tokens, basis, channel, upstream_model, status,
-    error, reason, attempts, swept, started_us, ended_us, duration_ms, first_token_ms, version
-FROM read.requests WHERE stream = %(account)s AND request_id = %(request_id)s::uuid
+LIST_OF_ALL: Final = """
+SELECT stream, version, kind, amount_upt, balance_upt, at_us, event_id, command_id, shard::integer,
+    request_id::text, model, price_model, price_version, basis, swept, grant_kind, actor,
+    explains_event_id, key, channel, source, gift_type, plan_level, plan_version, plan_months,
+    credit_upt
+FROM read.statement
+WHERE (at_us, stream, version) < (%(at_us)s, %(stream)s::text COLLATE "C", %(version)s)
+    AND at_us >= %(since_us)s AND at_us < %(until_us)s
+    AND (%(kinds)s::text[] IS NULL OR kind = ANY(%(kinds)s::text[]))
+    AND (%(key)s::bigint IS NULL OR key = %(key)s::bigint)
+    AND (%(model)s::text IS NULL OR model = %(model)s::text)
+    AND (%(channel)s::bigint IS NULL OR channel = %(channel)s::bigint)
+    AND (%(request_id)s::uuid IS NULL OR request_id = %(request_id)s::uuid)
+    AND (%(basis)s::text IS NULL OR basis = %(basis)s::text)
+    AND abs(amount_upt) >= %(least_upt)s AND abs(amount_upt) <= %(most_upt)s
+    AND (%(sign)s::integer = 0 OR sign(amount_upt) = %(sign)s::integer)
+ORDER BY at_us DESC, stream DESC, version DESC LIMIT %(limit)s
 """
-LIST_REQUESTS: Final = """
-SELECT stream, request_id::text, outcome, key, model, price_model, price_version, purpose,
-    streamed, held_upt, charged_upt, shortfall_upt, missing_upt, input_tokens, cached_tokens,
-    cache_write_tokens, output_tokens, reasoning_tokens, basis, channel, upstream_model, status,
-    error, reason, attempts, swept, started_us, ended_us, duration_ms, first_token_ms, version
-FROM read.requests WHERE stream = %(account)s AND request_id < %(before)s::uuid
-ORDER BY request_id DESC LIMIT %(limit)s
+LIST_ONWARD: Final = """
+SELECT stream, version, kind, amount_upt, balance_upt, at_us, event_id, command_id, shard::integer,
+    request_id::text, model, price_model, price_version, basis, swept, grant_kind, actor,
+    explains_event_id, key, channel, source, gift_type, plan_level, plan_version, plan_months,
+    credit_upt
+FROM read.statement
+WHERE (stream, version) > (%(stream)s::text COLLATE "C", %(version)s)
+    AND (%(account)s::text IS NULL OR stream = %(account)s::text)
+    AND at_us >= %(since_us)s AND at_us < %(until_us)s
+    AND (%(kinds)s::text[] IS NULL OR kind = ANY(%(kinds)s::text[]))
+    AND (%(key)s::bigint IS NULL OR key = %(key)s::bigint)
+    AND (%(model)s::text IS NULL OR model = %(model)s::text)
+    AND (%(channel)s::bigint IS NULL OR channel = %(channel)s::bigint)
+    AND (%(request_id)s::uuid IS NULL OR request_id = %(request_id)s::uuid)
+    AND (%(basis)s::text IS NULL OR basis = %(basis)s::text)
+    AND abs(amount_upt) >= %(least_upt)s AND abs(amount_upt) <= %(most_upt)s
+    AND (%(sign)s::integer = 0 OR sign(amount_upt) = %(sign)s::integer)
+ORDER BY stream, version LIMIT %(limit)s
 """
-LIST_ALL_REQUESTS: Final = """
-SELECT stream, request_id::text, outcome, key, model, price_model, price_version, purpose,
-    streamed, held_upt, charged_upt, shortfall_upt, missing_upt, input_tokens, cached_tokens,
-    cache_write_tokens, output_tokens, reasoning_tokens, basis, channel, upstream_model, status,
-    error, reason, attempts, swept, started_us, ended_us, duration_ms, first_token_ms, version
-FROM read.requests WHERE request_id < %(before)s::uuid
-ORDER BY request_id DESC LIMIT %(limit)s
-"""
-USAGE_TOTALS: Final = """
-SELECT coalesce(sum(requests), 0)::bigint, coalesce(sum(errors), 0)::bigint,
-    coalesce(sum(refused), 0)::bigint, coalesce(sum(input_tokens), 0)::bigint,
-    coalesce(sum(cached_tokens), 0)::bigint, coalesce(sum(output_tokens), 0)::bigint,
-    coalesce(sum(charged_upt), 0)::bigint, coalesce(sum(duration_ms), 0)::bigint
-FROM read.usage
-WHERE stream = %(account)s AND hour >= %(from_hour)s AND hour < %(to_hour)s
-"""
-LIST_DAILY_USAGE: Final = """
-SELECT hour / 24, model, sum(requests)::bigint, sum(errors)::bigint, sum(refused)::bigint,
-    sum(input_tokens)::bigint, sum(cached_tokens)::bigint, sum(output_tokens)::bigint,
-    sum(charged_upt)::bigint, sum(duration_ms)::bigint
-FROM read.usage
-WHERE stream = %(account)s AND hour >= %(from_hour)s AND hour < %(to_hour)s
-GROUP BY 1, 2 ORDER BY 1, 2
+TOTALS: Final = """
+SELECT count(*), coalesce(sum(amount_upt) FILTER (WHERE amount_upt > 0), 0)::bigint,
+    coalesce(-sum(amount_upt) FILTER (WHERE amount_upt < 0), 0)::bigint,
+    coalesce(-sum(amount_upt) FILTER (WHERE kind IN ('settle', 'late')), 0)::bigint,
+    coalesce(-sum(amount_upt) FILTER (WHERE starts_with(kind, 'plan_')), 0)::bigint
+FROM read.statement
+WHERE (%(account)s::text IS NULL OR stream = %(account)s::text)
+    AND at_us >= %(since_us)s AND at_us < %(until_us)s
+    AND (%(kinds)s::text[] IS NULL OR kind = ANY(%(kinds)s::text[]))
+    AND (%(key)s::bigint IS NULL OR key = %(key)s::bigint)
+    AND (%(model)s::text IS NULL OR model = %(model)s::text)
+    AND (%(channel)s::bigint IS NULL OR channel = %(channel)s::bigint)
+    AND (%(request_id)s::uuid IS NULL OR request_id = %(request_id)s::uuid)
+    AND (%(basis)s::text IS NULL OR basis = %(basis)s::text)
+    AND abs(amount_upt) >= %(least_upt)s AND abs(amount_upt) <= %(most_upt)s
+    AND (%(sign)s::integer = 0 OR sign(amount_upt) = %(sign)s::integer)
 """
 
-LIMIT_MAX: Final = 1_000
-DAY_S: Final = 86_400
-ALWAYS_US: Final = 2**62
-"""An end of time beyond any event."""
-NEWEST_VERSION: Final = 2**63 - 1
-NEWEST_REQUEST: Final = "ffffffff-ffff-ffff-ffff-ffffffffffff"
-_LAST_HOUR: Final = 2**31 - 1
+SKEW_US: Final = 60_000_000
+"""By so much two writers' clocks may differ and a balance at a moment is still right."""
+FOLD_ROWS: Final = 250
+"""Few: the event loop that folds a page answers calls as well."""
 
 
 class Balance(msgspec.Struct, frozen=True):
@@ -91,13 +126,31 @@ class Balance(msgspec.Struct, frozen=True):
     at_us: int
 
 
+class PostedAt(msgspec.Struct, frozen=True):
+    """What was posted at a moment, and the version of the movement that made it so (0: none)."""
+
+    posted_upt: int
+    version: int
+
+
+class ExactAt(msgspec.Struct, frozen=True):
+    """The whole account after its last event up to a moment; `version` 0: it was not there yet."""
+
+    posted_upt: int
+    held_upt: int
+    available_upt: int
+    version: int
+
+
 class StatementEntry(msgspec.Struct, frozen=True):
     """One movement: `amount_upt` signed, `balance_upt` posted after it.
 
-    `kind` is grant, settle, correct or late. `shard` is the partition of `suanpan.ledger` that
-    carries the event; `version` is its version in the account's stream.
+    `kind`: grant, gift, invitation, plan_buy, plan_renew, plan_change, settle, correct or late.
+    `shard` is the partition of `suanpan.ledger` that carries the event; `version` is its version
+    in the account's stream. `credit_upt` of a change of plan is within the amount.
     """
 
+    account: str
     version: int
     kind: str
     amount_upt: int
@@ -115,69 +168,27 @@ class StatementEntry(msgspec.Struct, frozen=True):
     grant_kind: str | None
     actor: str | None
     explains_event_id: UUID | None
-
-
-class RequestEntry(msgspec.Struct, frozen=True):
-    """One request. `outcome`: open, settled, released, refused, or late (usage after a sweep).
-
-    `input_tokens` are the uncached ones; `reasoning_tokens` lie inside `output_tokens`.
-    """
-
-    account: str
-    request_id: str
-    outcome: str
-    key: int
-    model: str
-    price_model: str
-    price_version: int
-    purpose: str | None
-    streamed: bool | None
-    held_upt: int
-    charged_upt: int
-    shortfall_upt: int
-    missing_upt: int
-    input_tokens: int
-    cached_tokens: int
-    cache_write_tokens: int
-    output_tokens: int
-    reasoning_tokens: int
-    basis: str | None
+    key: int | None
     channel: int | None
-    upstream_model: str | None
-    status: int | None
-    error: str | None
-    reason: str | None
-    attempts: int
-    swept: bool
-    started_us: int
-    ended_us: int | None
-    duration_ms: int | None
-    first_token_ms: int | None
-    version: int
+    source: str | None
+    gift_type: str | None
+    plan_level: int | None
+    plan_version: int | None
+    plan_months: int | None
+    credit_upt: int | None
 
 
-class UsageTotals(msgspec.Struct, frozen=True):
-    """Sums over requests that ended; `requests` includes `errors` and `refused`.
+class StatementTotals(msgspec.Struct, frozen=True):
+    """Sums over movements: in − out is what they changed the balances by.
 
-    `input_tokens` are the uncached ones, cache writes included.
+    `charged_upt`: settles and late usage; `plans_upt`: plans, less what changes credited.
     """
 
-    requests: int
-    errors: int
-    refused: int
-    input_tokens: int
-    cached_tokens: int
-    output_tokens: int
+    entries: int
+    in_upt: int
+    out_upt: int
     charged_upt: int
-    duration_ms: int
-
-
-class DailyUsage(msgspec.Struct, frozen=True):
-    """What one model used on one UTC day, `day_s` seconds after 1970 at its start."""
-
-    day_s: int
-    model: str
-    totals: UsageTotals
+    plans_upt: int
 
 
 async def find_balance(connection: Connection, account: str) -> Balance | None:
@@ -186,76 +197,74 @@ async def find_balance(connection: Connection, account: str) -> Balance | None:
     return None if row is None else Balance(*row)
 
 
+async def find_posted_at(connection: Connection, account: str, at_us: int) -> PostedAt:
+    """What an account had at a moment, its end included, by the statement's own times."""
+    arguments = {"account": account, "at_us": at_us, "skew_us": -SKEW_US}
+    row = await fetch_one(connection, FIND_POSTED_AT, arguments)
+    return PostedAt(0, 0) if row is None else PostedAt(*row)
+
+
+async def fold_to(
+    connection: Connection, account: str, at_us: int, events_max: int | None = None
+) -> ExactAt:
+    """What an account had, held and could spend at a moment: its events folded once more.
+
+    Raises BadRequest for a history of more than `events_max` events, UndecodableEvent.
+    """
+    state = reached = ACCOUNT.empty
+    version = at_version = 0
+    while rows := await read_stream(connection, account, version + 1, FOLD_ROWS):
+        for row in rows:
+            state = ACCOUNT.apply(state, decode(row), row.version, row.at_us)
+            if row.at_us <= at_us:
+                reached, at_version = state, row.version
+        version = rows[-1].version
+        if rows[-1].at_us > at_us + SKEW_US:
+            break
+        if events_max is not None and version >= events_max:
+            raise BadRequest("This history is too long to be folded here: ask without `exact`.")
+    return ExactAt(reached.posted_upt, reached.held_upt, reached.available_upt, at_version)
+
+
 async def list_statement(
     connection: Connection,
-    account: str,
+    wanted: StatementFilter,
     limit: int,
-    before: int = NEWEST_VERSION,
-    from_us: int = 0,
-    to_us: int = ALWAYS_US,
+    before: StatementPlace | None = None,
 ) -> list[StatementEntry]:
-    """Movements of an account, newest first, at most 1,000.
+    """Movements, newest first, at most 1,000: of an account in its history's order, of all by time.
 
-    The next page is `before` = the last entry's version. `from_us` ≤ time < `to_us`.
+    The next page is `before` = the last entry's place.
     """
-    arguments = {
-        "account": account,
-        "limit": min(limit, LIMIT_MAX),
-        "before": before,
-        "from_us": from_us,
-        "to_us": to_us,
-    }
-    rows = await fetch_all(connection, LIST_STATEMENT, arguments)
-    return [StatementEntry(*row) for row in rows]
+    place = before or StatementPlace()
+    query = LIST_OF_ALL if wanted.account is None else LIST_OF_ACCOUNT
+    return await _entries(connection, query, wanted, limit, place)
 
 
-async def find_request(
-    connection: Connection, account: str, request_id: str
-) -> RequestEntry | None:
-    """One request of an account. `request_id` must be a UUID (psycopg DataError otherwise)."""
-    arguments = {"account": account, "request_id": request_id}
-    row = await fetch_one(connection, FIND_REQUEST, arguments)
-    return None if row is None else RequestEntry(*row)
+async def list_statement_onward(
+    connection: Connection, wanted: StatementFilter, limit: int, after: StatementPlace
+) -> list[StatementEntry]:
+    """Movements from the first on, account by account: for exports. `after`: the last one's place,
+    of which the time does not count.
+    """
+    return await _entries(connection, LIST_ONWARD, wanted, limit, after)
 
 
-async def list_requests(
+async def statement_totals(connection: Connection, wanted: StatementFilter) -> StatementTotals:
+    (row,) = await fetch_planned(connection, TOTALS, msgspec.structs.asdict(wanted))
+    return StatementTotals(*row)
+
+
+async def _entries(
     connection: Connection,
-    account: str | None,
+    query: LiteralString,
+    wanted: StatementFilter,
     limit: int,
-    before: str = NEWEST_REQUEST,
-) -> list[RequestEntry]:
-    """Requests of an account, or of all (None), newest first, at most 1,000.
-
-    The next page is `before` = the last entry's request id (a UUID; psycopg DataError otherwise).
-    """
-    arguments: dict[str, Any] = {"limit": min(limit, LIMIT_MAX), "before": before}
-    if account is None:
-        rows = await fetch_all(connection, LIST_ALL_REQUESTS, arguments)
-    else:
-        rows = await fetch_all(connection, LIST_REQUESTS, {**arguments, "account": account})
-    return [RequestEntry(*row) for row in rows]
-
-
-async def usage_totals(
-    connection: Connection, account: str, from_us: int = 0, to_us: int = ALWAYS_US
-) -> UsageTotals:
-    """Sums over the whole hours that touch [`from_us`, `to_us`)."""
-    row = await fetch_one(connection, USAGE_TOTALS, _hours(account, from_us, to_us))
-    assert row is not None, "a sum without groups is one row"
-    return UsageTotals(*row)
-
-
-async def list_daily_usage(
-    connection: Connection, account: str, from_us: int = 0, to_us: int = ALWAYS_US
-) -> list[DailyUsage]:
-    """Per UTC day and model, oldest first, over the whole hours that touch [`from_us`, `to_us`)."""
-    rows = await fetch_all(connection, LIST_DAILY_USAGE, _hours(account, from_us, to_us))
-    return [DailyUsage(day * DAY_S, model, UsageTotals(*sums)) for day, model, *sums in rows]
-
-
-def _hours(account: str, from_us: int, to_us: int) -> dict[str, Any]:
-    return {
-        "account": account,
-        "from_hour": min(from_us // HOUR_US, _LAST_HOUR),
-        "to_hour": min(-(-to_us // HOUR_US), _LAST_HOUR),
+    place: StatementPlace,
+) -> list[StatementEntry]:
+    arguments = {
+        **msgspec.structs.asdict(wanted),
+        **msgspec.structs.asdict(place),
+        "limit": min(limit, LIMIT_MAX),
     }
+    return [StatementEntry(*row) for row in await fetch_planned(connection, query, arguments)]

@@ -146,7 +146,11 @@ class Subscriptions:
             self._secret.hmac("subscribe body", length_prefixed(*map(str, wanted))),
         )
         done = await once(
-            self._writer, self._pool, command, lambda rows: _agrees(rows, account, offered, months)
+            self._writer,
+            self._pool,
+            command,
+            "subscription",
+            lambda rows: _agrees(rows, account, offered, months),
         )
         match done:
             case Happened(rows, repeated):

@@ -27,7 +27,11 @@ CLOSED_TIMEOUT_S = 30.0
 
 
 class BackupRestored(Nemesis):
-    fault, what = "F31", "Postgres lost, a backup restored to an earlier moment, recovered from Kafka"
+    fault, what = (
+        "F31",
+        "Postgres lost, a backup restored to an earlier moment, recovered from Kafka",
+    )
+    long_only = True
     rounds_short = 1
     weight = 10
     lasts_s = (0.0, 0.0)
@@ -73,7 +77,7 @@ class BackupRestored(Nemesis):
             await load.until_answered(chance.randint(4, 12))
             ((last,),) = await fetch_all(connection, SWITCH)
             async with asyncio.timeout(20):
-                while await fetch_all(connection, ARCHIVED) < [(last,)]:
+                while await fetch_all(connection, ARCHIVED) < [(last,)]:  # noqa: ASYNC110
                     await asyncio.sleep(0.05)
         return str(moment)
 
@@ -130,7 +134,7 @@ class BackupRestored(Nemesis):
             asyncio.timeout(CLOSED_TIMEOUT_S),
             await connect(ground.database_url, application="test") as connection,
         ):
-            while (await site_of(connection))[2] is None:
+            while (await site_of(connection))[2] is None:  # noqa: ASYNC110 - another process
                 await asyncio.sleep(0.05)
 
     async def finish(self, ground: Ground, verdict: Verdict) -> str:

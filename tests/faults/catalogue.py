@@ -17,13 +17,18 @@ class Entry(msgspec.Struct, frozen=True):
 
 CONTRACT: Final = "tests/integration/test_transport_contract.py, on both transports: "
 
+PUBLISHER: Final = "tests/integration/test_publisher.py: "
+
 CATALOGUE: Final[dict[str, Entry]] = {
     "F1": Entry("API killed before its hold commits"),
     "F2": Entry("API killed after the hold, before the provider"),
     "F3": Entry("API killed mid-stream"),
     "F4": Entry("API killed between the provider's end and the settlement"),
     "F5": Entry("projector killed between its commit and Kafka's offset"),
-    "F6": Entry("projector killed mid-batch"),
+    "F6": Entry(
+        "projector killed mid-batch",
+        CONTRACT + "test_a_process_killed_around_the_commit_leaves_no_gap_and_no_second_effect",
+    ),
     "F7": Entry("graceful stop under load"),
     "F8": Entry("process asleep past its leases"),
     "F9": Entry("Postgres restarts"),
@@ -31,7 +36,10 @@ CATALOGUE: Final[dict[str, Entry]] = {
     "F11": Entry("Postgres slow"),
     "F12": Entry("Valkey emptied, stopped, asleep"),
     "F13": Entry("Kafka killed and back"),
-    "F14": Entry("Kafka wiped"),
+    "F14": Entry(
+        "Kafka wiped",
+        PUBLISHER + "test_a_wiped_kafka_is_filled_again_from_the_beginning",
+    ),
     "F15": Entry("duplicate delivery"),
     "F16": Entry(
         "reordering between partitions", CONTRACT + "test_duplicates_and_shuffles_change_nothing"
@@ -63,5 +71,8 @@ CATALOGUE: Final[dict[str, Entry]] = {
     "F28": Entry("old and new code together"),
     "F29": Entry("projection rebuilt while live"),
     "F30": Entry("concurrent storms"),
-    "F31": Entry("backup restored to time T"),
+    "F31": Entry(
+        "backup restored to time T",
+        PUBLISHER + "test_kafka_ahead_of_a_restored_backup_closes_the_site_until_recover",
+    ),
 }

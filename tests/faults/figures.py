@@ -1,4 +1,4 @@
-"""One row per fault: what was done to the site, and what came of it. Prints and writes the table."""
+"""One row per fault: what was done to the site and what came of it; the table of them all."""
 
 from __future__ import annotations
 
@@ -29,6 +29,11 @@ class Figures(msgspec.Struct):
     recovery_s: float | None = None
     """The longest time from the fault's end to the first answer to a new call."""
     note: str = ""
+
+
+def scenario(fault: str, what: str, injected: int, note: str = "") -> Figures:
+    """A scene that a test plays step by step, without load: it holds, or the test has failed."""
+    return Figures(fault, what, injected, 0, note=note)
 
 
 class Absent(msgspec.Struct):
@@ -68,7 +73,8 @@ class Report(msgspec.Struct):
         if fault in self.failed:
             return f"FAILED: {self.failed[fault]}"
         if fault in self.skipped:
-            return f"not run: {self.skipped[fault]}"
+            beside = f"; {elsewhere}" if elsewhere else ""
+            return f"not run: {self.skipped[fault]}{beside}"
         return elsewhere or "not part of this run"
 
     def lines(self) -> list[str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from statistics import quantiles
 from typing import Any
@@ -83,7 +84,7 @@ class History:
         """Stretches without an answer, of those that faults may have caused."""
         answers = sorted(c.ended_s for c in self.calls if c.ending is Ending.ANSWERED)
         silent = 0.0
-        for before, after in zip(answers, answers[1:], strict=False):
+        for before, after in pairwise(answers):
             hurt = any(w.injected_s < after and w.recovered_s >= before for w in self.windows)
             if hurt and after - before > SILENCE_S:
                 silent += after - before

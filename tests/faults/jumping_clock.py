@@ -40,8 +40,8 @@ def main() -> None:
     with Path(os.environ[VARIABLE]).open("rb") as file:
         shared = mmap.mmap(file.fileno(), _LAYOUT.size, prot=mmap.PROT_READ)
 
-    def now_us(clock: SystemClock) -> int:
-        del clock
+    def now_us(self: SystemClock) -> int:
+        del self
         offset_us, frozen_us = _LAYOUT.unpack_from(shared)
         return frozen_us or time.time_ns() // 1000 + offset_us
 

@@ -43,9 +43,7 @@ NEVER_SENT = ("ConnectError", "ConnectTimeout", "PoolTimeout")
 class Call:
     """One call as its client saw it."""
 
-    def __init__(
-        self, account: Account, model: str, *, streamed: bool, command: str = ""
-    ) -> None:
+    def __init__(self, account: Account, model: str, *, streamed: bool, command: str = "") -> None:
         """`command`: its Idempotency-Key; none where empty."""
         self.account = account
         self.command = command

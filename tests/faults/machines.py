@@ -30,7 +30,7 @@ archive_command = '/bin/true'
 max_wal_size = '128MB'
 log_min_messages = fatal
 """
-"""The archive is empty until a test wants one: switching it on takes a restart, its command none."""
+"""Nothing is archived until a test wants it: the mode takes a restart, its command does not."""
 STOPPED_S = 30.0
 
 

@@ -1,5 +1,4 @@
-"""What a fault is, and how any of them is run: load, inject, heal, recover, again; then the checker.
-"""
+"""What a fault is, and how any of them is run: inject, heal, recover, again; then the checker."""
 
 from __future__ import annotations
 
@@ -26,6 +25,8 @@ class Nemesis:
     what: str
     rounds_short = 2
     """In the short form."""
+    long_only = False
+    """Too dear for the short form; the catalogue names the cheaper test that stands in for it."""
     weight = 1
     """How many rounds of others one of these is worth, in the long form."""
     lasts_s = (0.3, 1.0)

@@ -35,7 +35,7 @@ def tell_nobody(what: str, seen: Seen) -> None:
 
 class KilledMidStream(Nemesis):
     fault, what = "F3", "API killed at a random moment of its calls"
-    rounds_short = 3
+    rounds_short = 2
     lasts_s = (0.0, 0.2)
     signs = ("arrived", "chunk", "reported")
 
@@ -190,7 +190,7 @@ class OffsetLost(Nemesis):
 
 class ProjectorKilled(Nemesis):
     fault, what = "F6", "projector killed mid-batch"
-    rounds_short = 1
+    long_only = True
     lasts_s = (0.0, 0.3)
 
     async def inject(self, ground: Ground, load: Load, chance: Random) -> None:

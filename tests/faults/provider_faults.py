@@ -106,7 +106,7 @@ class ProviderModes(Nemesis):
 class SlowProvider(Nemesis):
     fault, what = "F19", "provider silent before the head, and between tokens"
     lasts_s = (0.0, 0.0)
-    rounds_short = 2
+    rounds_short = 1
     silent = Script(usage=USAGE, first_byte_delay_s=30)
     sticky = Script(usage=USAGE, chunk_delay_s=5)
     calls = 6
@@ -114,16 +114,20 @@ class SlowProvider(Nemesis):
     """As the ground has it: time for the first byte, and between bytes."""
 
     def __init__(self) -> None:
-        self._number = 0
+        self._number = self._first = 0
         self._longest_s = 0.0
 
     async def prepare(self, ground: Ground, load: Load, accounts: tuple[Account, ...]) -> None:
         self._accounts = accounts[:2]
 
     async def inject(self, ground: Ground, load: Load, chance: Random) -> None:
+        if not self._number:
+            self._first = chance.randint(0, 1)
         # A whole answer has no tokens to wait between.
-        script, streams = ((self.silent, (True, False)), (self.sticky, (True,)))[self._number % 2]
+        kinds = [(self.silent, (True, False)), (self.sticky, (True,))]
         self._number += 1
+        # Both in turn, whichever comes first.
+        script, streams = kinds[(self._number + self._first) % 2]
         ground.upstream.by_model["odd"] = script
         async with httpx.AsyncClient(trust_env=False, timeout=20) as client:
             calls = [

@@ -1,5 +1,4 @@
-"""Faults of the servers behind the site: Postgres, Valkey, Kafka; and of what is made from the log.
-"""
+"""Faults of the servers behind the site, and of what is made from its log while it runs."""
 
 from __future__ import annotations
 
@@ -17,6 +16,7 @@ from backend.kit.postgres import connect, fetch_all
 from projections.declared import PROJECTIONS
 from schemas.errors import InsufficientPoints
 from tests.faults.books import command
+from tests.faults.chance import asked_rounds
 from tests.faults.ground import Ground
 from tests.faults.load import Call, Ending, Load
 from tests.faults.machines import pause_tree, resume_tree
@@ -37,6 +37,7 @@ WAITING = "SELECT count(*) FROM pg_locks WHERE NOT granted"
 
 class DatabaseRestarts(Nemesis):
     fault, what = "F9", "Postgres stopped at once and started, WAL replayed"
+    rounds_short = 1
     lasts_s = (0.2, 1.0)
 
     def __init__(self) -> None:
@@ -59,7 +60,7 @@ class DatabaseRestarts(Nemesis):
 
 class BackendsKilled(Nemesis):
     fault, what = "F10", "random Postgres backends terminated"
-    rounds_short = 4
+    rounds_short = 2
     lasts_s = (0.0, 0.3)
 
     async def inject(self, ground: Ground, load: Load, chance: Random) -> None:
@@ -106,6 +107,13 @@ class ValkeyGone(Nemesis):
     def __init__(self) -> None:
         self._kinds: list[str] = []
         self._kind = ""
+        self._calls: list[Call] = []
+
+    async def prepare(self, ground: Ground, load: Load, accounts: tuple[Account, ...]) -> None:
+        self._calls = load.calls
+
+    async def finish(self, ground: Ground, verdict: Verdict) -> str:
+        return unnoticed(self._calls)
 
     async def inject(self, ground: Ground, load: Load, chance: Random) -> None:
         self._kinds = self._kinds or chance.sample(("emptied", "killed", "asleep"), 3)
@@ -134,7 +142,7 @@ class KafkaKilled(Nemesis):
     fault, what = "F13", "Kafka killed and back"
     rounds_short = 1
     weight = 5
-    lasts_s = (3.0, 5.0)
+    lasts_s = (2.0, 3.0) if asked_rounds() is None else (10.0, 60.0)
 
     def __init__(self) -> None:
         self._calls: list[Call] = []
@@ -155,14 +163,12 @@ class KafkaKilled(Nemesis):
         await ground.broker.begin()
 
     async def finish(self, ground: Ground, verdict: Verdict) -> str:
-        hurt = [call for call in self._calls if call.ending is not Ending.ANSWERED]
-        hurt = [call for call in hurt if call.status != InsufficientPoints.status]
-        assert not hurt, f"no call notices Kafka: {hurt}"
-        return f"none of {len(self._calls)} calls noticed"
+        return unnoticed(self._calls)
 
 
 class KafkaWiped(KafkaKilled):
     fault, what = "F14", "Kafka comes back empty"
+    long_only = True
     lasts_s = (0.0, 0.5)
 
     async def inject(self, ground: Ground, load: Load, chance: Random) -> None:
@@ -209,6 +215,17 @@ class Rebuilt(Nemesis):
 
     async def finish(self, ground: Ground, verdict: Verdict) -> str:
         return f"{self._events} events folded, at {self._events_per_s} a second"
+
+
+def unnoticed(calls: list[Call]) -> str:
+    """Says so, or raises: every call was answered, or its account had no points left."""
+    hurt = [
+        call
+        for call in calls
+        if call.ending is not Ending.ANSWERED and call.status != InsufficientPoints.status
+    ]
+    assert not hurt, hurt
+    return f"none of {len(calls)} calls noticed"
 
 
 async def _rewind(bootstrap: str, group: str) -> None:

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from random import Random
 
-
 import httpx
 import msgspec
 
@@ -73,5 +72,3 @@ STORMS: dict[str, tuple[str, Gather]] = {
 
 def note_of(storm: Storm, done: int) -> str:
     return f"exactly {done} of {len(storm.attempts)} succeeded"
-
-

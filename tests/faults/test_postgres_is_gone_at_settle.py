@@ -6,16 +6,21 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from tests.conftest import Database
 from tests.embedded_site import eventually
 from tests.faults.books import check_audit, open_leases, read_books, until_ended
 from tests.faults.calling import DUE, DUE_UPT, GATED, Calling, answered_once
 from tests.faults.conftest import MakeRole
+from tests.faults.figures import Report, scenario
 from tests.faults.gateway import Gateway
 from tests.faults.load import Ending
 from tests.faults.roles import Role
 from tests.faults.site import open_accounts, outside_database, until_served
 from tests.upstream import FakeUpstream
+
+pytestmark = pytest.mark.fault("F9")
 
 SETTLE_TIMEOUT_S = 10.0
 """How long a stream waits for its settlement before it ends with an error (DESIGN: 10 s)."""
@@ -27,7 +32,7 @@ def spooled(role: Role) -> int:
 
 
 async def test_usage_that_postgres_could_not_take_is_charged_once_whoever_died_meanwhile(
-    database: Database, upstream: FakeUpstream, make_role: MakeRole
+    database: Database, upstream: FakeUpstream, make_role: MakeRole, report: Report
 ) -> None:
     upstream.by_model["gated"] = GATED
     direct = outside_database(database.app_url, database.owner_url)
@@ -74,10 +79,12 @@ async def test_usage_that_postgres_could_not_take_is_charged_once_whoever_died_m
         charged = {request.charged_upt for request in books.requests.values()}
         assert charged == {DUE_UPT}
     await check_audit(dying.environment | direct)
+    note = "4 settlements waited on disk, each charged once"
+    report.rows.append(scenario("F9", "Postgres gone between answer and settlement", 1, note))
 
 
 async def test_an_append_whose_answer_was_lost_is_found_and_not_repeated(
-    database: Database, upstream: FakeUpstream, make_role: MakeRole
+    database: Database, upstream: FakeUpstream, make_role: MakeRole, report: Report
 ) -> None:
     upstream.by_model["gated"] = GATED
     direct = outside_database(database.app_url, database.owner_url)
@@ -112,3 +119,5 @@ async def test_an_append_whose_answer_was_lost_is_found_and_not_repeated(
         books = await read_books(database.app_url)
         assert books.check(accounts, calling.calls, upstream.reported()) == []
         assert len(books.requests) == 3
+    note = "hold and settlement were found by their command, not made again"
+    report.rows.append(scenario("F27", "an append lands and its answer is lost", 2, note))

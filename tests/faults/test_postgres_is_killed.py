@@ -7,6 +7,7 @@ import contextlib
 from random import Random
 
 import psutil
+import pytest
 
 from tests.faults.books import check_audit, check_states, read_books, until_ended
 from tests.faults.chance import rounds_of
@@ -15,6 +16,8 @@ from tests.faults.load import Ending, Load
 from tests.faults.roles import Role, database_url
 from tests.faults.site import LOAD_MODELS, PLENTY, SCANT, open_accounts, until_served
 from tests.upstream import FakeUpstream
+
+pytestmark = pytest.mark.fault("F9")
 
 WIDTH = 12
 KILLS = rounds_of(2, weight=3)

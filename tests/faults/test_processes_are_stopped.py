@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from random import Random
 
+import pytest
+
 from schemas.money import format_points
 from tests.conftest import Database
 from tests.faults.books import (
@@ -17,9 +19,12 @@ from tests.faults.books import (
 )
 from tests.faults.calling import DUE, DUE_UPT, GATED, Calling
 from tests.faults.conftest import MakeRole
+from tests.faults.figures import Report, scenario
 from tests.faults.load import Load
 from tests.faults.site import open_accounts, outside_database, until_served
 from tests.upstream import FakeUpstream
+
+pytestmark = pytest.mark.fault("F8")
 
 WIDTH = 12
 ROOMY_LEASES = {"LEASE_SECONDS": "4", "LEASE_RENEW_SECONDS": "1"}
@@ -27,7 +32,7 @@ ROOMY_LEASES = {"LEASE_SECONDS": "4", "LEASE_RENEW_SECONDS": "1"}
 
 
 async def test_usage_of_a_process_that_slept_past_its_leases_is_late_and_not_a_second_outcome(
-    database: Database, upstream: FakeUpstream, make_role: MakeRole
+    database: Database, upstream: FakeUpstream, make_role: MakeRole, report: Report
 ) -> None:
     upstream.by_model["gated"] = GATED
     environment = outside_database(database.app_url, database.owner_url) | ROOMY_LEASES
@@ -58,6 +63,8 @@ async def test_usage_of_a_process_that_slept_past_its_leases_is_late_and_not_a_s
         assert request.charged_upt == DUE_UPT, format_points(request.charged_upt)
     await check_states(database.app_url, books)
     await check_audit(sleeper.environment)
+    note = "3 late settlements, each charged its difference"
+    report.rows.append(scenario("F8", "API asleep while all its calls are swept", 1, note))
 
 
 async def test_a_process_whose_clients_hung_up_ends_soon_and_settles_what_they_owe(

@@ -6,6 +6,8 @@ import asyncio
 from contextlib import AsyncExitStack
 from pathlib import Path
 
+import pytest
+
 from backend.folds import ALL_FOLDS
 from backend.kit.clock import SystemClock
 from backend.ledger.leases import LeaseKeeper, Progress, find_expired
@@ -17,10 +19,13 @@ from schemas.prices import cost_of
 from schemas.usage import Basis, Usage
 from tests.conftest import Database
 from tests.faults.books import check_states, open_leases, read_books, until_begun
+from tests.faults.figures import Report, scenario
 from tests.faults.site import PER_TOKEN, PLENTY, Account, open_accounts, outside_database
 from tests.given import hold_asked, new_request
 from tests.integration.identity_site import Process, process_of
 from workers.sweeping import Sweeper
+
+pytestmark = pytest.mark.fault("F30")
 
 HOLDS = 60
 LEASE_S = 1
@@ -63,7 +68,9 @@ async def until_expired(process: Process) -> None:
             expired = len(await find_expired(connection, HOLDS))
 
 
-async def test_two_sweepers_end_each_request_once(database: Database, tmp_path: Path) -> None:
+async def test_two_sweepers_end_each_request_once(
+    database: Database, tmp_path: Path, report: Report
+) -> None:
     environment = outside_database(database.app_url, database.owner_url)
     environment |= {"SUANPAN_DATA_DIR": str(tmp_path / "data")}
     accounts = await open_accounts(environment, "http://127.0.0.1:1/v1", (PLENTY,) * 3)
@@ -99,3 +106,7 @@ async def test_two_sweepers_end_each_request_once(database: Database, tmp_path: 
         else:
             assert [e.reason for e in ended.released] == [ReleaseReason.SWEPT]
     await check_states(database.app_url, books)
+    note = f"{HOLDS} holds, each ended once"
+    report.rows.append(
+        scenario("F30", "two sweepers race for every hold of a dead process", 1, note)
+    )

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from uuid import uuid4
 
 import psycopg
 import pytest
@@ -19,7 +20,16 @@ from backend.identity.person import Person
 from backend.identity.service import KeyAsked
 from backend.journal.reader import read_stream
 from backend.journal.view import load_states
+from backend.kit.clock import SystemClock
 from backend.ledger.account import Account
+from backend.ledger.exports import (
+    ExportFolder,
+    ExportFormat,
+    ExportKind,
+    add_export,
+    list_exports,
+)
+from backend.ledger.record_filters import RecordQuery
 from backend.opening import TRIAL_FILE, TRIAL_NAME
 from projections.audit.run import AuditAsked, run_audit
 from schemas.errors import Conflict, NotFound, SiteProblem
@@ -313,3 +323,26 @@ def test_the_command_forgets_once_and_asks_before(database: Database, tmp_path: 
     assert (
         "5 points" not in shell("user", "create", "anna", "--password-stdin", stdin=PASSWORD).stdout
     )
+
+
+async def test_exports_of_a_forgotten_person_are_gone_with_their_files(
+    database: Database, tmp_path: Path
+) -> None:
+    async with process_of(database.app_url) as site:
+        anna, bert = [(await site.opening.open_person(name, None)).person for name in ("a", "b")]
+        # Owner and whose records they are: of Anna's own, about Anna, and none of Anna's.
+        wanted = [(anna, anna), (bert, anna), (bert, bert)]
+        ids = [uuid4() for _ in wanted]
+        folder = ExportFolder(tmp_path).folder
+        folder.mkdir(parents=True)
+        for export, (owner, person) in zip(ids, wanted, strict=True):
+            await add_export(
+                site.pool, export, owner, person, ExportKind.STATEMENT, ExportFormat.CSV,
+                RecordQuery(), SystemClock().now_us(),
+            )  # fmt: skip
+            (folder / f"{export}.csv").write_text("time,amount")
+        await forgetting_of(site, tmp_path).forget(anna, "cli")
+        assert [path.name for path in folder.iterdir()] == [f"{ids[2]}.csv"]
+        async with site.pool.connection() as connection:
+            left = [export.id for export in await list_exports(connection, bert)]
+        assert left == [ids[2]]

@@ -37,10 +37,9 @@ from backend.kit.kafka_wire import SetTopicConfigsRequest
 from schemas.errors import SiteProblem
 from schemas.event import EVENT_TOPICS, Recorded
 from scripts.kafka import Broker
+from tests.integration.log_writing import until
 
 ROOT = Path(__file__).resolve().parents[2]
-
-from tests.integration.log_writing import until
 
 pytest_plugins = ("tests.integration.kafka_broker",)
 
@@ -120,12 +119,13 @@ async def test_a_limited_retention_is_set_to_forever_and_other_settings_stay(
 ) -> None:
     limits = {"retention.ms": "604800000", "segment.bytes": "33554432"}
     await _set_config(kafka_bootstrap, own_topic, limits)
+    await until(lambda: _is(kafka_bootstrap, own_topic, "segment.bytes", "33554432"))
 
     with capture_logs() as lines:
         await ensure_topics(kafka_bootstrap, 1, specs=[TopicSpec(own_topic, 4)])
 
+    await until(lambda: _is(kafka_bootstrap, own_topic, "retention.ms", "-1"))
     configs = await _configs(kafka_bootstrap, own_topic)
-    assert configs["retention.ms"] == "-1"
     assert configs["segment.bytes"] == "33554432"
     (line,) = [line for line in lines if line["event"] == "kafka retention changed"]
     assert line["was"] == {"retention.ms": "604800000"}

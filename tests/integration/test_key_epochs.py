@@ -202,6 +202,7 @@ async def test_one_process_rewraps_at_a_time(database: Database) -> None:
             with pytest.raises(Conflict):
                 await keys.epochs.rewrap()
             assert await keys.epochs.tend() is None
+            await other.execute("SELECT pg_advisory_unlock(%s::bigint)", (LOCK_KEY,))
         assert (await keys.epochs.rewrap()).keys == 1
 
 

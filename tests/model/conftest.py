@@ -13,6 +13,8 @@ from tests.model.histories import SEED, TIMES
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
     report = yield
     if report.when == "call" and report.failed:
-        again = f'SUANPAN_MODEL_SEED={SEED} SUANPAN_MODEL_TIMES={TIMES} make test ARGS="tests/model"'
+        again = (
+            f'SUANPAN_MODEL_SEED={SEED} SUANPAN_MODEL_TIMES={TIMES} make test ARGS="tests/model"'
+        )
         report.sections.append(("to repeat these histories", again))
     return report

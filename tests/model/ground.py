@@ -7,19 +7,23 @@ from collections.abc import Sequence
 from typing import Any, Final
 from uuid import UUID
 
+import msgspec
+
 from backend.folds import ALL_FOLDS
 from backend.journal.batch import Batch, Head
 from backend.journal.chain import genesis_hash
 from backend.journal.commands import Accept, Command, Decide, Refuse
+from backend.ledger.decide import SettleAsked
 from projections.audit.books import Books
 from projections.audit.report import Findings
 from projections.verifying import Verifier
 from schemas.catalog import GroupDefined, PlanDefined, PriceSet
 from schemas.event import Recorded
-from schemas.ids import group_stream, plan_stream, price_stream
+from schemas.ids import RequestId, group_stream, plan_stream, price_stream
 from schemas.plans import Group, OfferedGroup, OfferedPlan, Plan, PlanItem, PlanRef
-from schemas.prices import Free, PerCall, PerToken, Price
-from tests.given import AT_US, SITE
+from schemas.prices import Free, PerCall, PerToken, Price, PriceRef
+from schemas.usage import Usage
+from tests.given import AT_US, SITE, settle_asked
 
 PRICES: Final[dict[str, Price]] = {
     "free": Free(),
@@ -42,13 +46,17 @@ _STANDARD: Final = Plan(
     "Standard",
     19_997,  # pyright: ignore[reportArgumentType]
     (PlanItem("chat", "Chat", ("token",), 3), PlanItem("odd", "Odd", ("odd",), -1)),
-    relay=True,
     discounts=((6, 70_001),),
 )
 PLANS: Final = {
     1: OfferedPlan(_BASIC, PlanRef(1, 1)),
     2: OfferedPlan(_STANDARD, PlanRef(2, 1)),
 }
+
+
+def settle_of(request: RequestId, model: str, usage: Usage) -> SettleAsked:
+    asked = settle_asked(request, PRICES[model], usage)
+    return msgspec.structs.replace(asked, price_ref=PriceRef(model, 1))
 
 
 class Streams:
@@ -102,9 +110,20 @@ class Streams:
             self.events.append((row.stream, event))
             self.rows.append(
                 Recorded(
-                    1, len(self.rows) + 1, len(self.rows) + 1, row.event_id, row.command_id,
-                    row.topic, row.shard, row.stream, row.version, row.type, row.schema,
-                    self.at_us, b64decode(row.payload), b64decode(row.prev_hash),
+                    1,
+                    len(self.rows) + 1,
+                    len(self.rows) + 1,
+                    row.event_id,
+                    row.command_id,
+                    row.topic,
+                    row.shard,
+                    row.stream,
+                    row.version,
+                    row.type,
+                    row.schema,
+                    self.at_us,
+                    b64decode(row.payload),
+                    b64decode(row.prev_hash),
                     b64decode(row.hash),
                 )  # fmt: skip
             )

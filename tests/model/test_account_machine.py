@@ -41,8 +41,8 @@ from schemas.prices import PriceRef
 from schemas.registry import decode
 from schemas.relay import KeyTerms
 from schemas.usage import Usage
-from tests.given import hold_asked, settle_asked
-from tests.model.ground import GROUPS, PRICES, Streams
+from tests.given import hold_asked
+from tests.model.ground import GROUPS, PRICES, Streams, settle_of
 from tests.model.histories import histories_of
 from tests.model.simple import Simple, Under, price_of
 
@@ -103,9 +103,7 @@ class AccountMachine(RuleBasedStateMachine):
         limit=st.none() | st.integers(1, 9_000),
         choices=st.integers(1, 3),
     )
-    def hold(
-        self, key: int, model: str, input_bound: int, limit: int | None, choices: int
-    ) -> None:
+    def hold(self, key: int, model: str, input_bound: int, limit: int | None, choices: int) -> None:
         request, price = RequestId(str(self.streams.new_id())), PRICES[model]
         asked = hold_asked(
             request, price, input_bound=input_bound, output_limit=limit, choices=choices,
@@ -216,10 +214,9 @@ class AccountMachine(RuleBasedStateMachine):
         self.streams.at_us += hours * 3_600_000_000
 
     def asked(self, name: RequestId, model: str, output: int) -> Any:
-        asked = settle_asked(name, PRICES[model], Usage(input=10, output=output))
-        asked = _replaced(asked, price_ref=PriceRef(model, 1))
-        held = self.held.get(name)
-        return asked if held is None else _replaced(asked, terms=held.terms, plan=held.plan)
+        """With the terms of the hold, which the caller remembers."""
+        asked, held = settle_of(name, model, Usage(input=10, output=output)), self.held.get(name)
+        return asked if held is None else msgspec.structs.replace(asked, terms=held.terms)
 
     def due(self, name: str, model: str, output: int) -> int:
         held = self.held.get(name)
@@ -269,8 +266,4 @@ class AccountMachine(RuleBasedStateMachine):
         self.streams.assert_sound()
 
 
-def _replaced(asked: Any, **changes: Any) -> Any:
-    return msgspec.structs.replace(asked, **changes)
-
-
-TestAccountMachine = histories_of(AccountMachine, histories=500, steps=12)
+TestAccountMachine = histories_of(AccountMachine, histories=3_000, steps=12)

@@ -23,6 +23,7 @@ from backend.kit.kafka_outlet import outlet
 from backend.kit.kafka_wire import SetTopicConfigsRequest
 from backend.kit.postgres import connect
 from backend.kit.secrets import SiteSecret
+from backend.ledger.record_filters import StatementFilter
 from backend.ledger.statements import list_statement
 from schemas.ids import PersonId, account_stream
 from scripts.kafka import Broker
@@ -239,10 +240,11 @@ async def test_superseded_keys_leave_kafkas_disk(site: Site) -> None:
 async def _movements(site: Site, person: PersonId) -> list[tuple[str, int]]:
     """Newest first, once the projection has both."""
     found: list[tuple[str, int]] = []
+    mine = StatementFilter(account=account_stream(person))
 
     async def has_both() -> bool:
         async with await connect(site.database.app_url, application="test") as connection:
-            entries = await list_statement(connection, account_stream(person), 10)
+            entries = await list_statement(connection, mine, 10)
         found[:] = [(entry.kind, entry.amount_upt) for entry in entries]
         return len(found) == 2
 

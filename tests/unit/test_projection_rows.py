@@ -19,6 +19,7 @@ from backend.ledger.account import (
 )
 from projections.balance.projection import HANDLERS as BALANCE_HANDLERS
 from projections.codes.projection import HANDLERS as CODE_HANDLERS
+from projections.codes.projection import HANDLERS as CODE_HANDLERS
 from projections.declared import PROJECTIONS, find_projection
 from projections.requests.projection import HANDLERS as REQUEST_HANDLERS
 from projections.requests.rows import RequestRow, RequestRows
@@ -87,7 +88,7 @@ def test_handlers_name_events_of_the_ledger_only() -> None:
 
 def test_an_unknown_projection_is_refused_with_the_names_there_are() -> None:
     assert find_projection("usage").name == "usage"
-    with pytest.raises(NotFound, match="balance, statement, requests, usage"):
+    with pytest.raises(NotFound, match="balance, statement, requests, usage, codes"):
         find_projection("users")
 
 
