@@ -21,7 +21,7 @@ from backend.identity.wrapping import Epoch
 from backend.journal.commands import Accept, LeaseSweep
 from backend.journal.entity_ids import pass_restored_ids
 from backend.journal.reader import site_of
-from backend.kit.clock import SystemClock, SystemRandomness
+from backend.kit.clock import SystemRandomness
 from backend.kit.postgres import make_pool
 from backend.kit.secrets import EpochKey, SiteSecret
 from backend.ledger.account import Account
@@ -56,6 +56,8 @@ from tests.large_site import MODELS, POINT, Site, Somebody
 COPY_KEYS: Final = "COPY data_keys (account, wrapped) FROM STDIN"
 ACCOUNT_EVENTS: Final = 100
 """About so many events for each account."""
+BEGIN_US: Final = 1_750_000_000_000_000
+"""Fixed, so that one seed is one history."""
 DAYS: Final = 130
 DAY_US: Final = 86_400_000_000
 IN_FLIGHT_MAX: Final = 300
@@ -335,24 +337,22 @@ def rows_of_a_life(events: int, seed: int = 1, site_id: UUID | None = None) -> l
     journal = MemoryJournal(site_id or UUID(int=seed))
     secret = SiteSecret("q9Zr1Vx7Lw3Tn5Kp8Hd2Gs6Fb4Jc0Ym+")
     epoch = Epoch(bytes(16), EpochKey(bytes(32)))
-    Life(journal, secret, epoch, seed, 1_750_000_000_000_000, events).run()
+    Life(journal, secret, epoch, seed, BEGIN_US, events).run()
     return journal.rows
 
 
 async def write_large_log(database: Database, secret_text: str, events: int, seed: int = 1) -> Made:
-    """Fills an empty, migrated database with a log of so many events that ends about now."""
-    secret, clock, randomness = SiteSecret(secret_text), SystemClock(), SystemRandomness()
+    """Fills an empty, migrated database with a log of so many events."""
+    secret, randomness = SiteSecret(secret_text), SystemRandomness()
     begin_s = time.perf_counter()
     async with make_pool(database.app_url, application="test", size_max=2) as pool:
         async with pool.connection() as connection:
             site_id, _, _ = await site_of(connection)
             epoch = await KeyEpochs(pool, secret, randomness).newest(connection)
         journal = CopiedJournal(site_id, database.app_url)
-        begin_us = clock.now_us() - (DAYS + 10) * DAY_US
-        life = Life(journal, secret, epoch, seed, begin_us, events)
+        life = Life(journal, secret, epoch, seed, BEGIN_US, events)
         gc.freeze()
         life.run()
-        assert life.at_us < clock.now_us()
         journal.close()
         _copy_keys(database.app_url, life.data_keys)
         async with pool.connection() as connection:
@@ -365,7 +365,10 @@ async def write_large_log(database: Database, secret_text: str, events: int, see
 
 
 def _copy_keys(url: str, keys: list[tuple[int, bytes]]) -> None:
-    with psycopg.connect(url) as connection, connection.cursor() as cursor:
-        with cursor.copy(COPY_KEYS) as copy:
-            for row in keys:
-                copy.write_row(row)
+    with (
+        psycopg.connect(url) as connection,
+        connection.cursor() as cursor,
+        cursor.copy(COPY_KEYS) as copy,
+    ):
+        for row in keys:
+            copy.write_row(row)

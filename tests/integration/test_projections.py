@@ -213,7 +213,7 @@ async def test_dropped_tables_are_made_and_filled_again_with_the_same_rows(
     assert await dump(pool) == expected
 
     await drop_tables(pool)
-    assert await ensure_tables(pool) == ("balance", "statement", "requests", "usage")
+    assert await ensure_tables(pool) == ("balance", "statement", "requests", "usage", "codes")
     assert await query(pool, "SELECT count(*)::int FROM read.statement") == [(0,)]
     await tail_to_the_end(pool)
     assert await dump(pool) == expected

@@ -233,7 +233,7 @@ class PlanMachine(RuleBasedStateMachine):
         most = {item.id: item.monthly_calls for p in PLANS.values() for item in p.plan.items}
         most["chat"] = max(item.monthly_calls for p in PLANS.values() for item in p.plan.items)
         for item, used in subscription.used.items():
-            assert 0 <= used
+            assert used >= 0
             assert most[item] == -1 or used <= most[item]
 
     def teardown(self) -> None:
