@@ -58,6 +58,11 @@ async def fill(writer: Writer, accounts: Sequence[str], requests: int, parallel:
 
 
 async def _request(writer: Writer, account: str) -> None:
+    await settle_call(writer, account, await hold_call(writer, account))
+
+
+async def hold_call(writer: Writer, account: str) -> RequestId:
+    """Lets one request in. Raises BenchmarkProblem."""
     command_id = writer.new_id()
     request_id = RequestId(str(command_id))
     asked = HoldAsked(
@@ -69,12 +74,17 @@ async def _request(writer: Writer, account: str) -> None:
     def hold(standings: tuple[Standing, ...], at_us: int) -> Decision:
         return decide_hold(standings[0].state, standings[0].version, asked, at_us)
 
-    settle_asked = SettleAsked(request_id, USAGE, Basis.REPORTED, PRICE, PRICE_REF, SERVED)
+    _landed(await writer.submit(Command(command_id, (account,), hold)))
+    return request_id
+
+
+async def settle_call(writer: Writer, account: str, request_id: RequestId) -> None:
+    """Ends it with what it cost. Raises BenchmarkProblem."""
+    asked = SettleAsked(request_id, USAGE, Basis.REPORTED, PRICE, PRICE_REF, SERVED)
 
     def settle(standings: tuple[Standing, ...], at_us: int) -> Decision:
-        return decide_settle(standings[0].state, settle_asked)
+        return decide_settle(standings[0].state, asked)
 
-    _landed(await writer.submit(Command(command_id, (account,), hold)))
     outcome_id = outcome_command_id(request_id)
     _landed(await writer.submit(Command(outcome_id, (account,), settle, urgent=True)))
 

@@ -6,7 +6,9 @@ from typing import Final
 
 import msgspec
 
-PARTS: Final = ("lone", "calls", "streams", "memory", "journal", "kafka", "idle", "profile")
+PARTS: Final = (
+    "lone", "calls", "streams", "memory", "journal", "admission", "kafka", "idle", "profile",
+)  # fmt: skip
 """What can be measured by itself, in the order in which it is measured."""
 USUAL: Final = tuple(part for part in PARTS if part != "profile")
 
@@ -22,6 +24,10 @@ class Options(msgspec.Struct, frozen=True):
     streams: int = 400
     slow_streams: int = 500
     journal_requests: int = 30_000
+    history_events: int = 1_000_000
+    """Of the account that was there for long."""
+    timed_holds: int = 1_000
+    """Of each account, in each of the interleaved runs."""
     idle_s: float = 8.0
     parallel: tuple[int, ...] = (32, 128)
 
@@ -33,6 +39,8 @@ QUICK: Final = Options(
     streams=100,
     slow_streams=100,
     journal_requests=3_000,
+    history_events=20_000,
+    timed_holds=100,
     idle_s=2.0,
     parallel=(32,),
     parts=tuple(part for part in USUAL if part != "kafka"),

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
 
+from bench.admission import admission_rows
 from bench.calls import calls_rows, direct_rows, hot_account_row, lone_rows
 from bench.children import running_upstream
 from bench.deployments import FOUR_API, ONE_API, SERVE, with_kafka
@@ -37,6 +38,10 @@ async def run(options: Options, tell: Tell) -> None:
             with bench_folder() as folder:
                 async with opened_site(folder, options.accounts, upstream) as site:
                     await _on_one_site(site, options, note)
+        if "admission" in options.parts:
+            with bench_folder() as folder:
+                async with opened_site(folder, 2, upstream) as site:
+                    note(await admission_rows(site, options))
         if "kafka" in options.parts:
             note(await _kafka_rows(options, upstream))
     if "idle" in options.parts:

@@ -137,7 +137,7 @@ class Exporter:
     async def _write(self, export: Export, part: Path) -> tuple[int, int]:
         """All lines; (rows, bytes). Durable when it returns."""
         rows, renewed_s = 0, self._clock.monotonic_s()
-        with _Sink(part, export.format, line_type(export.kind)) as sink:
+        with LineSink(part, export.format, line_type(export.kind)) as sink:
             async with aclosing(pages_of(self._pool, export, self._page_rows)) as pages:
                 begin_s = self._clock.monotonic_s()
                 async for lines in pages:
@@ -158,7 +158,7 @@ class Exporter:
             raise LeaseLost
 
 
-class _Sink:
+class LineSink:
     """A file that only its owner may read, in one of the two formats."""
 
     def __init__(self, path: Path, shape: ExportFormat, line: type[msgspec.Struct]) -> None:
@@ -169,7 +169,7 @@ class _Sink:
         if shape is ExportFormat.CSV:
             self._put(csv_header(line))
 
-    def __enter__(self) -> _Sink:
+    def __enter__(self) -> LineSink:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -14,6 +14,7 @@ from litestar.types import ASGIApp
 from prometheus_client import CollectorRegistry
 
 from backend.app.foundation import Foundation
+from backend.app.records_api import records_api
 from backend.app.wallet_api import wallet_api
 from backend.catalog.limit_view import LimitView
 from backend.catalog.price_history import PriceHistory
@@ -169,7 +170,7 @@ async def relay_of(
     )
     _gauges(registry, base, front, leases, spool, view)
     billing = BillingDoor(base.pool, ALL_FOLDS, Decimal(settings.billing.cny_per_usd))
-    api = wallet_api(base, catalog, view.catch_up, addresses)
+    api = [*wallet_api(base, catalog, view.catch_up, addresses), *records_api(base)]
     app = Front(front, make_site(site, RelaySite(callers, catalog, billing, api)))
     try:
         yield Relay(app, front, sweeper, view, spool, leases, rates)

@@ -16,6 +16,7 @@ import uvloop
 from prometheus_client import CollectorRegistry
 
 from backend.app.consumers import add_projector, add_publisher
+from backend.app.exporting import add_jobs
 from backend.app.foundation import Foundation, part_of_a_site, site_of_its_own
 from backend.app.health import HealthCheck
 from backend.app.relay import make_sweeper, relay_of
@@ -91,6 +92,7 @@ async def _serve(settings: Settings, say: Say) -> None:
         await add_projector(base, health, registry, stack)
         await add_seals(base, health, stack)
         _add_forgetter(base, health, stack)
+        add_jobs(base, health, stack)
         _add_expirer(base, health, stack)
         site = Site("serve", health, registry)
         relay = await stack.enter_async_context(relay_of(base, site, registry))

@@ -12,6 +12,8 @@ from backend.cli.audits import audit, parked, projection, replay
 from backend.cli.channels import channel
 from backend.cli.codes import code
 from backend.cli.correcting import correct
+from backend.cli.explorer import ledger
+from backend.cli.exporting import export
 from backend.cli.forgetting import data_keys
 from backend.cli.groups import group
 from backend.cli.keys import key
@@ -44,7 +46,7 @@ def suanpan() -> None:
 
 for _command in (
     *ROLE_COMMANDS, migrate, health, user, invitation, key, data_keys, grant, balance, channel,
-    price, plan, subscribe, code, group, limit, statement, requests, audit, seal, replay,
+    price, plan, subscribe, code, group, limit, statement, requests, ledger, export, audit, seal, replay,
     projection, parked, recover, restore, reprice, reconcile, correct,
 ):  # fmt: skip
     suanpan.add_command(_command)

@@ -176,6 +176,17 @@ class ExportFolder:
         return found
 
 
+def check_asked(kind: ExportKind, filters: RecordQuery, account: str | None) -> None:
+    """Raises BadRequest for filters that such an export does not know."""
+    match kind:
+        case ExportKind.STATEMENT:
+            statement_filter(filters, account)
+        case ExportKind.REQUESTS:
+            request_filter(filters, account)
+        case ExportKind.LEDGER:
+            entry_filter(filters, account)
+
+
 async def add_export(
     pool: Pool,
     export_id: UUID,
@@ -187,14 +198,7 @@ async def add_export(
     now_us: int,
 ) -> None:
     """Puts a job into the queue; records up to now. Raises BadRequest; Conflict for too many."""
-    account = None if person is None else account_stream(person)
-    match kind:
-        case ExportKind.STATEMENT:
-            statement_filter(filters, account)
-        case ExportKind.REQUESTS:
-            request_filter(filters, account)
-        case ExportKind.LEDGER:
-            entry_filter(filters, account)
+    check_asked(kind, filters, None if person is None else account_stream(person))
     if filters.until is None:
         filters = msgspec.structs.replace(filters, until=iso_text(now_us))
     arguments: dict[str, Any] = {

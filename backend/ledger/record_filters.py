@@ -186,6 +186,10 @@ def limit_of(limit: int) -> int:
 
 
 def _only(query: RecordQuery, known: set[str]) -> None:
+    """Refuses what this list does not know, and numbers that no id can be."""
+    for name, value in (("key", query.key), ("channel", query.channel)):
+        if value is not None and not 0 <= value <= _ID_MAX:
+            raise BadRequest(f"`{name}` is a number as it is shown.")
     for name in query.__struct_fields__:
         if name in {"since", "until"} | known or getattr(query, name) is None:
             continue

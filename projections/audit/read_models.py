@@ -14,10 +14,14 @@ from backend.journal.consumer import Arrived
 from backend.journal.reader import read_stream
 from backend.kit.postgres import Connection, fetch_all, fetch_one
 from backend.ledger.account import ACCOUNT, Account
+from backend.ledger.code import CODE
 from projections.accounts import AccountStates
 from projections.audit.report import READ_MODELS, Findings
 from projections.balance.projection import NAME as BALANCE
 from projections.balance.rows import row_of as balance_row
+from projections.codes.projection import HANDLERS as CODE_HANDLERS
+from projections.codes.projection import NAME as CODES
+from projections.codes.rows import CodeRows
 from projections.replay import Progress
 from projections.requests.projection import HANDLERS as REQUEST_HANDLERS
 from projections.requests.projection import NAME as REQUESTS
@@ -45,7 +49,8 @@ FROM event_log WHERE stream = ANY(%(streams)s) ORDER BY stream, version
 """
 BALANCE_ROWS: Final = """
 SELECT stream, version, person, issued_upt, charged_upt, posted_upt, held_upt, available_upt,
-    shortfall_upt, open_holds, encode(hash, 'hex'), at_us, state
+    shortfall_upt, open_holds, encode(hash, 'hex'), at_us, state, plan_level::integer,
+    plan_until_us, plan_used
 FROM read.balance WHERE stream = ANY(%(streams)s)
 """
 STATEMENT_ROWS: Final = """
@@ -68,6 +73,11 @@ USAGE_ROWS: Final = """
 SELECT stream, hour, model, channel, key, requests, errors, refused, input_tokens,
     cached_tokens, output_tokens, charged_upt, duration_ms, plan_requests, cache_write_tokens
 FROM read.usage WHERE stream = ANY(%(streams)s)
+"""
+CODE_ROWS: Final = """
+SELECT stream, batch, kind, type, hint, amount_upt, actor, issued_us, expires_us, person,
+    redeemed_us, voided_us, voided_by, version
+FROM read.codes WHERE stream = ANY(%(streams)s)
 """
 GROUP_EVENTS: Final = 2_000
 GROUP_ACCOUNTS: Final = 200
@@ -107,7 +117,7 @@ def balance_values(account: Account, last: Arrived) -> Values:
     return (
         row.stream, row.version, row.person, row.issued_upt, row.charged_upt, row.posted_upt,
         row.held_upt, row.available_upt, row.shortfall_upt, row.open_holds, row.hash,
-        row.at_us, bytes(row.state).decode(),
+        row.at_us, bytes(row.state).decode(), row.plan_level, row.plan_until_us, row.plan_used,
     )  # fmt: skip
 
 
@@ -152,6 +162,17 @@ class _Usage:
                 yield msgspec.structs.astuple(total)
 
 
+class _Codes:
+    def __init__(self) -> None:
+        self._rows = CodeRows(())
+
+    def take(self, arrived: Arrived) -> None:
+        CODE_HANDLERS[type(arrived.event)](self._rows, arrived.row, arrived.event)
+
+    def rows(self) -> Iterator[Values]:
+        return (msgspec.structs.astuple(row) for row in self._rows.changed())
+
+
 class Checked(msgspec.Struct, frozen=True):
     """A read model as the audit sees it. `key_columns`: how many lead the row; `version_at`: which
 
@@ -163,6 +184,8 @@ class Checked(msgspec.Struct, frozen=True):
     key_columns: int
     version_at: int | None
     made: Callable[[], Model]
+    kind: str = ACCOUNT.kind
+    """Of the streams that its rows are made from."""
 
 
 MODELS: Final = (
@@ -170,6 +193,7 @@ MODELS: Final = (
     Checked(STATEMENT, STATEMENT_ROWS, 2, 1, _Statement),
     Checked(REQUESTS, REQUEST_ROWS, 2, 30, _Requests),
     Checked(USAGE, USAGE_ROWS, 5, None, _Usage),
+    Checked(CODES, CODE_ROWS, 1, 13, _Codes, CODE.kind),
 )
 
 
@@ -181,9 +205,9 @@ class ReadModelsCheck:
         self._findings: Final = findings
 
     async def run(
-        self, accounts: Sequence[Line], progress: Progress, note: Callable[[str], None]
+        self, lines: Sequence[Line], progress: Progress, note: Callable[[str], None]
     ) -> None:
-        """Folds the whole history of these accounts, which are `comparable`, once more."""
+        """Folds the whole history of these streams, which are `comparable`, once more."""
         models: list[Checked] = []
         for model in MODELS:
             if await has_table(self._connection, model):
@@ -191,11 +215,13 @@ class ReadModelsCheck:
             else:
                 note(f"there is no table read.{model.name} yet: not compared")
         done = 0
-        for group in _groups(accounts):
-            async with self._connection.transaction():
-                await self._group(models, group)
-            done += len(group)
-            progress("read models", done, len(accounts))
+        for kind in sorted({kind_of(line.stream) for line in lines}):
+            own = [model for model in models if model.kind == kind]
+            for group in _groups([line for line in lines if kind_of(line.stream) == kind]):
+                async with self._connection.transaction():
+                    await self._group(own, group)
+                done += len(group)
+                progress("read models", done, len(lines))
 
     async def _group(self, models: Sequence[Checked], streams: list[str]) -> None:
         """One moment of some accounts: events, what each consumer has applied, and the tables."""
@@ -282,12 +308,10 @@ def _named(key: Values) -> str:
     return " ".join(str(part) for part in key)
 
 
-def comparable(lines: Iterable[Line]) -> list[Line]:
-    """The accounts among them that the tables can be compared with, by name."""
+def comparable(lines: Iterable[Line], kind: str = ACCOUNT.kind) -> list[Line]:
+    """The streams of a kind among them that the tables can be compared with, by name."""
     found = [
-        line
-        for line in lines
-        if line.intact and line.foldable and kind_of(line.stream) == ACCOUNT.kind
+        line for line in lines if line.intact and line.foldable and kind_of(line.stream) == kind
     ]
     return sorted(found, key=lambda line: line.stream)
 

@@ -10,6 +10,7 @@ from typing import Final
 
 from backend.journal.consumer import Arrived
 from backend.kit.postgres import Connection, fetch_all
+from backend.ledger.code import CODE
 from projections.audit.read_models import (
     APPLIED,
     MODELS,
@@ -61,6 +62,8 @@ async def check_recent_models(
     if long:
         note(f"{len(long)} accounts with over {LONG_EVENTS} events: only balances were compared")
     whole = [line for line in accounts if line.stream in moved - long]
+    codes = comparable(lines, CODE.kind)
+    whole += [line for line in codes if line.version > since.get(line.stream, 0)]
     await ReadModelsCheck(connection, findings).run(whole, progress, note)
 
 

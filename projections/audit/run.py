@@ -16,6 +16,7 @@ from backend.journal.fold import Folds
 from backend.journal.reader import PAGE_ROWS, head
 from backend.kit.clock import Clock, Randomness, SystemClock, SystemRandomness
 from backend.kit.postgres import Connection
+from backend.ledger.code import CODE
 from projections.audit.checkpoint import Checkpoint, CheckpointFile, FullAudit, UnusableCheckpoint
 from projections.audit.old_rows import OldRowsCheck
 from projections.audit.passing import Passing
@@ -194,7 +195,8 @@ class _Audit:
         lines, since = self.passing.verifier.lines.values(), self._since
         if since is None:
             models = ReadModelsCheck(self._connection, self._findings)
-            await models.run(comparable(lines), self._progress, self._say)
+            whole = [*comparable(lines), *comparable(lines, CODE.kind)]
+            await models.run(whole, self._progress, self._say)
             return
         versions = {one.stream: one.version for one in since.streams}
         await check_recent_models(

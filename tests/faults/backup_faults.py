@@ -32,6 +32,7 @@ class BackupRestored(Nemesis):
         "Postgres lost, a backup restored to an earlier moment, recovered from Kafka",
     )
     long_only = True
+    needs_kafka = True
     rounds_short = 1
     weight = 10
     lasts_s = (0.0, 0.0)

@@ -27,6 +27,7 @@ class Nemesis:
     """In the short form."""
     long_only = False
     """Too dear for the short form; the catalogue names the cheaper test that stands in for it."""
+    needs_kafka = False
     weight = 1
     """How many rounds of others one of these is worth, in the long form."""
     lasts_s = (0.3, 1.0)

@@ -170,6 +170,7 @@ class KilledBeforeSettlement(Moment):
 
 class OffsetLost(Nemesis):
     fault, what = "F5", "projector killed after its commit, before Kafka has the offset"
+    needs_kafka = True
     rounds_short = 1
     lasts_s = (0.0, 0.1)
 

@@ -140,6 +140,7 @@ class ValkeyGone(Nemesis):
 
 class KafkaKilled(Nemesis):
     fault, what = "F13", "Kafka killed and back"
+    needs_kafka = True
     rounds_short = 1
     weight = 5
     lasts_s = (2.0, 3.0) if asked_rounds() is None else (10.0, 60.0)
@@ -183,6 +184,7 @@ class KafkaWiped(KafkaKilled):
 
 class OffsetsRewound(Nemesis):
     fault, what = "F15", "every consumer group set back to its beginning"
+    needs_kafka = True
     rounds_short = 1
     weight = 2
     lasts_s = (0.0, 0.2)

@@ -55,7 +55,6 @@ NEMESES: tuple[type[Nemesis], ...] = (
     backup_faults.BackupRestored,
 )
 """In an order in which the dear ones come last."""
-NEED_KAFKA = {"F5", "F13", "F14", "F15", "F31"}
 
 
 def chosen() -> list[Any]:
@@ -72,6 +71,6 @@ async def test_nothing_is_lost_or_charged_twice(
     make: type[Nemesis], ground: Ground, chance: Random, report: Report
 ) -> None:
     nemesis = make()
-    if nemesis.fault in NEED_KAFKA and ground.broker is None:
+    if nemesis.needs_kafka and ground.broker is None:
         pytest.skip("no Kafka broker can be had here: it needs Java 17 and Maven once")
     await run_fault(nemesis, ground, chance, report)

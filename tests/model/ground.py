@@ -125,7 +125,7 @@ class Streams:
                     b64decode(row.payload),
                     b64decode(row.prev_hash),
                     b64decode(row.hash),
-                )  # fmt: skip
+                )
             )
         return tuple(event for _, event in decision.events)
 

@@ -9,6 +9,7 @@ import pytest
 
 from backend.catalog.plan_text import format_cny, level_of, plan_data, read_plans
 from schemas.errors import BadRequest
+from schemas.money import MicroPoints
 from schemas.plans import Plan, PlanItem
 
 TOML = b"""
@@ -49,9 +50,10 @@ def written(**changes: Any) -> bytes:
 def test_a_file_becomes_the_plans_of_its_levels() -> None:
     plans = read_plans(TOML)
     discounts = ((3, 50_000), (12, 125_000))
+    price_upt = MicroPoints(480_000_000)
     assert plans[1] == Plan(
-        "Basic", 480_000_000, (CHAT,), relay=True, discounts=discounts, time_zone="Asia/Shanghai"
-    )  # pyright: ignore[reportArgumentType]
+        "Basic", price_upt, (CHAT,), relay=True, discounts=discounts, time_zone="Asia/Shanghai"
+    )
     assert (plans[2].month_price_upt, plans[2].enabled) == (999_000_000, False)
     assert plans[2].items == (DRAW, CHAT)
     assert [item.id for item in plans[3].items] == ["chat", "draw"]

@@ -118,6 +118,9 @@ class Streaming:
                     await self._forward(run, parser.feed(chunk), client, keepalive)
                     if parser.done:
                         break
+                    # An answer that has come to its end is settled, however long it was.
+                    if not parser.complete:
+                        await self._keep_paid(run)
                 await self._forward(run, parser.finish(), client, keepalive)
             whole = True
             await answer.release()
@@ -161,16 +164,19 @@ class Streaming:
             await client.send(out[0] if len(out) == 1 else b"".join(out))
         if failed is not None:
             raise _Broken(failed)
-        paid = run.output_paid()
-        if paid is not None and run.output_estimate > paid:
-            await self._extend(run)
 
-    async def _extend(self, run: Run) -> None:
+    async def _keep_paid(self, run: Run) -> None:
         """Holds more for a long answer; where nothing is left, counts exactly before cutting."""
-        step_upt = run.bound_upt(0, EXTEND_TOKENS * run.call.request.n)
+        paid = run.output_paid()
+        if paid is None or run.output_estimate <= paid:
+            return
+        # Much may have come at once: as many steps as it takes.
+        step = EXTEND_TOKENS * run.call.request.n
+        steps = -(-(run.output_estimate - paid) // step)
+        wanted_upt = run.bound_upt(0, steps * step)
         call = run.call
         try:
-            run.held_upt += await self._points.extend(call.account, call.request_id, step_upt)
+            run.held_upt += await self._points.extend(call.account, call.request_id, wanted_upt)
         except Unavailable:
             return  # the answer goes on; the settlement takes what the account has
         paid = run.output_paid()

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, Final
 
 import msgspec
-from litestar.di import Provide
+from litestar.di import NamedDependency, Provide
 from litestar.params import FromQuery, QueryParameter
 
 from backend.explorer import Explorer
@@ -15,12 +15,15 @@ from backend.kit.postgres import Pool
 from backend.ledger.exports import ExportFolder
 from backend.ledger.record_filters import RecordQuery
 from schemas.errors import BadRequest
+from schemas.ids import PersonId, account_stream
 
 PAGE_ROWS: Final = 50
 
 IsStale = Callable[[str, str, int], Awaitable[bool]]
 """(projection, account, version) → whether, after a short wait, its table still lacks that."""
 
+Asked = NamedDependency[RecordQuery]
+"""What the filters of a list say."""
 Limit = Annotated[int, QueryParameter(description="How many at most: 1 to 1,000.")]
 Before = Annotated[str | None, QueryParameter(description="`next` of the page before.")]
 After = Annotated[
@@ -29,6 +32,9 @@ After = Annotated[
         description="A version of the account: waited for up to 300 ms, else `stale` is true."
     ),
 ]
+At = Annotated[str | None, QueryParameter(description="An ISO 8601 time; now, if none is given.")]
+Exact = Annotated[bool, QueryParameter(description="Fold the account's events up to that time.")]
+StepName = Annotated[str, QueryParameter(description="`hour` or `day`.")]
 Person = Annotated[int | None, QueryParameter(description="Only this person's.")]
 Since = Annotated[str | None, QueryParameter(description="From this ISO 8601 time on.")]
 Until = Annotated[str | None, QueryParameter(description="Before this ISO 8601 time.")]
@@ -51,6 +57,11 @@ class RecordsDoor(msgspec.Struct, frozen=True):
         if account is None:
             raise BadRequest("`after` is a version of one account: say whose by `person`.")
         return await self.is_stale(projection, account, after)
+
+
+def account_of(person: int | None) -> str | None:
+    """The account of a person; None for everybody's."""
+    return None if person is None else account_stream(PersonId(person))
 
 
 def statement_query(
