@@ -318,7 +318,7 @@ async def running_site(
         parts = SiteParts("serve", health, registry)
         relay = await stack.enter_async_context(relay_of(base, parts, registry))
         bound, stop = bound_socket("127.0.0.1", 0), asyncio.Event()
-        serving = asyncio.create_task(serve(relay.app, bound, stop))
+        serving = asyncio.create_task(serve(relay.app, bound, stop, chosen.http))
         site = RunningSite(database, base, relay, address_of(bound))
         try:
             yield site

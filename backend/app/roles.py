@@ -99,7 +99,7 @@ async def _serve(settings: Settings, say: Say) -> None:
         health.add_warnings(relay.rates.warnings)
         _publish_runtime(base, address_of(bound), stack)
         _greet(base, address_of(bound), say)
-        await serve(relay.app, bound, stop)
+        await serve(relay.app, bound, stop, settings.http)
 
 
 async def _open_if_empty(base: Foundation) -> None:
@@ -121,7 +121,7 @@ async def _api(settings: Settings, say: Say) -> None:
         relay = await stack.enter_async_context(relay_of(base, site, registry))
         health.add_warnings(relay.rates.warnings)
         say(f"suanpan api is ready at {address_of(bound)}")
-        await serve(relay.app, bound, stop)
+        await serve(relay.app, bound, stop, settings.http)
 
 
 Add = Callable[[Foundation, HealthCheck, CollectorRegistry, AsyncExitStack], Awaitable[None]]
@@ -137,7 +137,7 @@ async def _behind_probes(role: str, settings: Settings, say: Say, add: Add) -> N
         health = HealthCheck(base, role)
         await add(base, health, registry, stack)
         say(f"suanpan {role} is ready at {address_of(bound)}")
-        await serve(make_probes(Site(role, health, registry)), bound, stop)
+        await serve(make_probes(Site(role, health, registry)), bound, stop, settings.http)
 
 
 async def _add_worker(

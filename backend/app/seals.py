@@ -59,7 +59,8 @@ async def run_witness(settings: Settings, say: Callable[[str], None]) -> None:
             return Health("not ready" if why else "ready", "witness", why, (), {"seals": parts})
 
         say(f"suanpan witness is ready at {address_of(bound)}")
-        await serve(make_probes(Site("witness", health, CollectorRegistry())), bound, stop)
+        probes = make_probes(Site("witness", health, CollectorRegistry()))
+        await serve(probes, bound, stop, settings.http)
 
 
 def _witness(

@@ -9,11 +9,14 @@ import contextlib
 import signal
 import socket
 from collections.abc import Generator
-from typing import Any, Final
+from functools import partial
+from typing import Any, Final, cast
 
 import structlog
 import uvicorn
 
+from backend.app.http_protocol import BoundedProtocol, WaitingConnections
+from backend.kit.settings import HttpSettings
 from schemas.errors import SiteProblem
 
 KEEP_ALIVE_S: Final = 75
@@ -60,13 +63,20 @@ def address_of(bound: socket.socket) -> str:
     return f"http://{shown}:{port}"
 
 
-async def serve(application: Any, bound: socket.socket, stop: asyncio.Event) -> None:
+async def serve(
+    application: Any,
+    bound: socket.socket,
+    stop: asyncio.Event,
+    settings: HttpSettings = HttpSettings(),  # noqa: B008 - frozen
+) -> None:
     """Serves until `stop` is set, then answers what is under way and returns."""
+    waiting = WaitingConnections(settings.waiting_connections_max)
+    protocol = partial(BoundedProtocol, settings, waiting)
     server = _Server(
         uvicorn.Config(
             application,
             loop="none",
-            http="httptools",
+            http=cast("type[asyncio.Protocol]", protocol),
             ws="none",
             lifespan="off",
             log_config=None,

@@ -46,8 +46,8 @@ def suanpan() -> None:
 
 for _command in (
     *ROLE_COMMANDS, migrate, health, user, invitation, key, data_keys, grant, balance, channel,
-    price, plan, subscribe, code, group, limit, statement, requests, ledger, export, audit, seal, replay,
-    projection, parked, recover, restore, reprice, reconcile, correct,
+    price, plan, subscribe, code, group, limit, statement, requests, ledger, export, audit, seal,
+    replay, projection, parked, recover, restore, reprice, reconcile, correct,
 ):  # fmt: skip
     suanpan.add_command(_command)
 

@@ -69,6 +69,11 @@ class RelaySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class HttpSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     trusted_proxies: Texts = ()
     """Networks (CIDR) of the proxies in front of us: only their forwarding headers count."""
+    header_timeout_s: Seconds = 15
+    """From the first byte of a request, or a connection's beginning, to the end of its head."""
+    header_bytes_max: Positive = 32 * 1024
+    waiting_connections_max: Positive = 4_096
+    """Connections with no request under way; never more than half of the files we may open."""
 
 
 class AttemptSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -66,14 +66,13 @@ class ProviderModes(Nemesis):
 
     def __init__(self) -> None:
         self._made: list[tuple[Mode, Call, Seen]] = []
-        self._liars_victim: tuple[Account, ...] = ()
 
     async def prepare(self, ground: Ground, load: Load, accounts: tuple[Account, ...]) -> None:
-        # A huge usage takes all that an account has: it must not be one of the load's.
-        self._liars_victim = await ground.open_accounts(20_000_000, 20_000_000)
         self._account = accounts[0]
 
     async def inject(self, ground: Ground, load: Load, chance: Random) -> None:
+        # A huge usage takes all that an account has: it must not be one of the load's.
+        victims = await ground.open_accounts(20_000_000, 20_000_000)
         modes = list(MODES)
         chance.shuffle(modes)
         async with httpx.AsyncClient(trust_env=False, timeout=20) as client:
@@ -82,7 +81,7 @@ class ProviderModes(Nemesis):
                 for streamed in (True, False):
                     account = self._account
                     if mode.name == "huge usage":
-                        account = self._liars_victim[streamed]
+                        account = victims[streamed]
                     call = Call(account, "odd", streamed=streamed)
                     seen = len(ground.upstream.seen)
                     await call.make(client, chance.choice(ground.urls))
@@ -254,8 +253,8 @@ class ReadsSlowly(Nemesis):
     fault, what = "F22", "client reads a byte now and then of a long answer"
     lasts_s = (0.0, 0.0)
     rounds_short = 1
-    texts = ("0123456789abcdef" * 4_096,) * 400
-    """26 MB: more than all the buffers of the system between provider and client."""
+    texts = ("0123456789abcdef" * 4_096,) * 800
+    """52 MB: more than all the buffers of the system between provider and client."""
     rss_bytes_max = 4 * 1024 * 1024
 
     def __init__(self) -> None:

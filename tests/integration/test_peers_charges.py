@@ -115,6 +115,22 @@ async def test_cached_and_reasoning_tokens_of_the_provider_are_priced(
         assert end.amount_upt == 100 * 100 + 900 * 10 + 500 * 200
 
 
+async def test_an_answer_that_is_reported_to_have_used_nothing_is_counted(
+    site: RunningSite, upstream: FakeUpstream
+) -> None:
+    model = site.model()
+    await site.serves(upstream.url, model)
+    anna = await site.customer()
+    nothing = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
+    for streamed in (True, False):
+        upstream.play(Script((TEXT,), usage=nothing))
+        assert (await site.ask(anna.key, chat(model, stream=streamed))).status == 200
+    for end in await site.ended(anna, 2):
+        assert isinstance(end, HoldSettled)
+        assert end.basis is Basis.COUNTED
+        assert end.usage.output > 50
+
+
 async def test_the_words_of_an_error_are_not_charged_as_an_answer(
     site: RunningSite, upstream: FakeUpstream
 ) -> None:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
@@ -21,9 +22,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from schemas.ledger import HoldReleased, HoldSettled
-from schemas.prices import PerCall
+from schemas.prices import PerCall, PerToken
 from schemas.usage import Basis
 from tests.conftest import Server
+from tests.integration.peers_ground import provider_saying
 from tests.site import RunningSite, bearer, chat, role_process, shared_site
 from tests.upstream import FakeUpstream, Script
 
@@ -63,6 +65,29 @@ async def test_a_chunk_longer_than_any_usual_line_goes_on_whole_and_is_charged(
     assert isinstance(reported, HoldSettled)
     assert (counted.basis, reported.basis) == (Basis.COUNTED, Basis.REPORTED)
     assert counted.usage.output > 300_000 // 64
+
+
+async def test_an_answer_that_has_come_to_its_end_is_charged_as_reported_and_not_cut(
+    site: RunningSite,
+) -> None:
+    """All of it at once, more by our own count than the account can pay, less by the provider's."""
+    usage = {"prompt_tokens": 9, "completion_tokens": 1_500, "total_tokens": 1_509}
+    frames = (
+        {"choices": [{"index": 0, "delta": {"content": "x" * 20_000}, "finish_reason": None}]},
+        {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]},
+        {"choices": [], "usage": usage},
+    )
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n"
+    said = b"".join(b"data: " + json.dumps(frame).encode() + b"\n\n" for frame in frames)
+    async with provider_saying(head + said + b"data: [DONE]\n\n") as url:
+        model = site.model()
+        await site.serves(url, model, price=PerToken(input_npt=0, output_npt=1_000_000))
+        anna = await site.customer("2")
+        body = (await site.ask(anna.key, chat(model, stream=True))).body
+    assert b'"length"' not in body
+    (end,) = await site.ended(anna)
+    assert isinstance(end, HoldSettled)
+    assert (end.basis, end.amount_upt) == (Basis.REPORTED, 1_500_000)
 
 
 async def test_what_an_operator_changes_holds_at_once_in_processes_that_run(

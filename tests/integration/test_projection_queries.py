@@ -12,14 +12,11 @@ from backend.journal.consumer import consume, place_in_kafka, place_in_table
 from backend.journal.reader import read_page
 from backend.kit.postgres import Pool
 from backend.ledger.account import HOUR_US
-from backend.ledger.statements import (
-    find_balance,
-    find_request,
-    list_daily_usage,
-    list_requests,
-    list_statement,
-    usage_totals,
-)
+from backend.ledger.record_filters import RequestFilter, StatementFilter, UsageFilter
+from backend.ledger.record_pages import RequestPlace, StatementPlace
+from backend.ledger.request_log import RequestEntry, find_request, list_requests
+from backend.ledger.statements import find_balance, list_statement
+from backend.ledger.usage_log import list_usage, usage_totals
 from projections.declared import PROJECTIONS, live_consumers
 from projections.health import Lag, alarms_of, list_lags, wait_for
 from projections.tables import ensure_tables
@@ -40,22 +37,23 @@ async def pool(database: Any) -> AsyncIterator[Pool]:
 async def test_an_account_nobody_knows_has_no_balance_and_empty_lists(pool: Pool) -> None:
     async with pool.connection() as connection:
         assert await find_balance(connection, "account:404") is None
-        assert await list_statement(connection, "account:404", 10) == []
-        assert await list_requests(connection, "account:404", 10) == []
-        assert await list_daily_usage(connection, "account:404") == []
-        assert (await usage_totals(connection, "account:404")).requests == 0
+        assert await list_statement(connection, StatementFilter("account:404"), 10) == []
+        assert await list_requests(connection, RequestFilter("account:404"), 10) == []
+        assert await list_usage(connection, UsageFilter("account:404"), "day") == []
+        assert (await usage_totals(connection, UsageFilter("account:404"))).requests == 0
 
 
 async def test_pages_of_a_statement_join_without_gap_or_repetition(pool: Pool) -> None:
     history = History(2)
     await feed(pool, history.everything(accounts=3, steps=200))
     async with pool.connection() as connection:
-        whole = await list_statement(connection, "account:2", 1_000)
+        wanted = StatementFilter("account:2")
+        whole = await list_statement(connection, wanted, 1_000)
         paged = []
-        before = whole[0].version + 1
-        while page := await list_statement(connection, "account:2", 7, before):
+        before = StatementPlace()
+        while page := await list_statement(connection, wanted, 7, before):
             paged += page
-            before = page[-1].version
+            before = StatementPlace(version=page[-1].version)
     assert paged == whole
     assert [entry.version for entry in whole] == sorted({e.version for e in whole}, reverse=True)
     assert whole[0].balance_upt == history.states["account:2"].posted_upt
@@ -66,10 +64,11 @@ async def test_a_statement_can_be_asked_for_a_time(pool: Pool) -> None:
     history = History(2)
     await feed(pool, history.everything(accounts=1, steps=200))
     async with pool.connection() as connection:
-        whole = await list_statement(connection, "account:1", 1_000)
-        from_us, to_us = whole[-3].at_us, whole[2].at_us
-        part = await list_statement(connection, "account:1", 1_000, from_us=from_us, to_us=to_us)
-    assert part == [entry for entry in whole if from_us <= entry.at_us < to_us]
+        whole = await list_statement(connection, StatementFilter("account:1"), 1_000)
+        since_us, until_us = whole[-3].at_us, whole[2].at_us
+        wanted = StatementFilter("account:1", since_us, until_us)
+        part = await list_statement(connection, wanted, 1_000)
+    assert part == [entry for entry in whole if since_us <= entry.at_us < until_us]
     assert 0 < len(part) < len(whole)
 
 
@@ -78,9 +77,10 @@ async def test_pages_of_requests_join_for_an_account_and_for_all(pool: Pool) -> 
     await feed(pool, history.everything(accounts=3, steps=200))
     for account in ("account:1", None):
         async with pool.connection() as connection:
-            whole = await list_requests(connection, account, 1_000)
-            paged = await list_requests(connection, account, 9)
-            while page := await list_requests(connection, account, 9, paged[-1].request_id):
+            wanted = RequestFilter(account)
+            whole = await list_requests(connection, wanted, 1_000)
+            paged = await list_requests(connection, wanted, 9)
+            while page := await list_requests(connection, wanted, 9, _place(paged[-1])):
                 paged += page
         assert paged == whole
         assert {entry.account for entry in whole} == (
@@ -89,6 +89,10 @@ async def test_pages_of_requests_join_for_an_account_and_for_all(pool: Pool) -> 
         assert [entry.started_us for entry in whole] == sorted(
             (entry.started_us for entry in whole), reverse=True
         )
+
+
+def _place(entry: RequestEntry) -> RequestPlace:
+    return RequestPlace(entry.started_us, entry.request_id)
 
 
 async def test_a_request_is_found_for_its_own_account_only(pool: Pool) -> None:
@@ -112,9 +116,11 @@ async def test_usage_adds_up_over_hours_and_days(pool: Pool) -> None:
     history.settle(stream, history.hold(stream), 2_000)
     await feed(pool, history.rows)
     async with pool.connection() as connection:
-        total = await usage_totals(connection, stream)
-        first = await usage_totals(connection, stream, START_US, START_US + HOUR_US)
-        days = await list_daily_usage(connection, stream)
+        total = await usage_totals(connection, UsageFilter(stream))
+        hour = UsageFilter(stream, START_US, START_US + HOUR_US)
+        first = await usage_totals(connection, hour)
+        days = await list_usage(connection, UsageFilter(stream), "day")
+        hours = await list_usage(connection, UsageFilter(stream), "hour")
     assert (total.requests, total.charged_upt, total.duration_ms) == (3, 9_000, 2_850)
     assert (total.input_tokens, total.cached_tokens, total.output_tokens) == (375, 90, 240)
     assert (first.requests, first.charged_upt) == (1, 4_000)
@@ -123,8 +129,10 @@ async def test_usage_adds_up_over_hours_and_days(pool: Pool) -> None:
         ("claude", 3_000),
         ("gpt", 2_000),
     ]
-    assert days[1].day_s - days[0].day_s == 86_400
-    assert all(day.day_s % 86_400 == 0 for day in days)
+    assert days[1].at_us - days[0].at_us == DAY_US
+    assert all(day.at_us % DAY_US == 0 for day in days)
+    assert [entry.totals for entry in hours] == [entry.totals for entry in days]
+    assert all(entry.at_us % HOUR_US == 0 for entry in hours)
 
 
 @pytest.mark.parametrize("place_of", [place_in_table, place_in_kafka])
@@ -164,7 +172,9 @@ async def test_what_is_parked_is_counted_and_alarms(database: Any, pool: Pool) -
     await tail_to_the_end(pool)
     async with pool.connection() as connection:
         lags = await list_lags(connection, PROJECTIONS)
-    assert {lag.parked for lag in lags} == {1}
+    assert {lag.consumer: lag.parked for lag in lags} == {
+        projection.name: 0 if projection.name == "codes" else 1 for projection in PROJECTIONS
+    }
     assert "balance: 1 parked" in alarms_of(lags)
 
 

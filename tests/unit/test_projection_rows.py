@@ -19,7 +19,6 @@ from backend.ledger.account import (
 )
 from projections.balance.projection import HANDLERS as BALANCE_HANDLERS
 from projections.codes.projection import HANDLERS as CODE_HANDLERS
-from projections.codes.projection import HANDLERS as CODE_HANDLERS
 from projections.declared import PROJECTIONS, find_projection
 from projections.requests.projection import HANDLERS as REQUEST_HANDLERS
 from projections.requests.rows import RequestRow, RequestRows
