@@ -110,7 +110,7 @@ def faults(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="dev.py faults", add_help=False)
     parser.add_argument("--rounds", default=os.environ.get("SUANPAN_FAULT_ROUNDS") or "10")
     chosen, words = parser.parse_known_args(arguments)
-    if not any((ROOT / word.partition("::")[0]).exists() for word in words):
+    if not any(word.startswith("tests/") for word in words):
         words = ["tests/faults", *words]
     if not any(word.startswith("--fault-report") for word in words):
         words = [*words, f"--fault-report={CACHE / 'faults'}"]

@@ -299,7 +299,9 @@ class Site(Ground):
             who.number, self.secret.seal(hash_api_key(text), aad_of(line.stream, 1), nonce),
             "made", f"sk-…{text[-4:]}", quota_upt=quota_upt, reset=reset, group=group,
         )  # fmt: skip
-        self.decide((line, who.person), lambda given: decide_create_key(*given, created))
+        self.decide(
+            (line, who.person), lambda given: decide_create_key(given[0], given[1], created)
+        )
         who.keys.append(KeyTerms(number, group, quota_upt, reset))
 
     def revoke_key(self) -> None:

@@ -31,7 +31,7 @@ from backend.ledger.exports import (
     sweep_exports,
 )
 from backend.ledger.record_texts import csv_header, csv_lines, json_lines
-from schemas.errors import SuanpanError
+from schemas.errors import SiteProblem, SuanpanError
 
 EVERY_S: Final = 2.0
 SWEEP_EVERY_S: Final = 300.0
@@ -112,11 +112,12 @@ class Exporter:
             await self._export(export, part)
         except LeaseLost:
             _log.warning("export lost", export=str(export.id), attempt=export.attempt)
+        except (OSError, SiteProblem) as error:
+            # Its sentence names a place on this machine: for the operator, not for who asked.
+            _log.error("export failed", export=str(export.id), error=str(error))
+            await fail_export(self._pool, export, "The file could not be written.")
         except SuanpanError as error:
             await fail_export(self._pool, export, error.sentence)
-        except OSError as error:
-            _log.error("export failed", export=str(export.id), error=error.strerror)
-            await fail_export(self._pool, export, "The file could not be written.")
         finally:
             with suppress(OSError):
                 part.unlink(missing_ok=True)

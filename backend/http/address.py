@@ -41,7 +41,7 @@ class ClientAddresses:
         self._trusted: Final = networks_of(tuple(trusted))
 
     def of(self, scope: Scope) -> Address | None:
-        """The right-most hop that is not a trusted proxy; None where the peer has no address.
+        """The right-most hop that is not a trusted proxy; None where nobody can tell which that is.
 
         Each proxy appends whom it was called by, so everything left of the first hop that we do
         not trust was written by a stranger.
@@ -53,15 +53,16 @@ class ClientAddresses:
             return peer
         return self._forwarded(scope["headers"], peer)
 
-    def _forwarded(self, headers: Iterable[tuple[bytes, bytes]], peer: Address) -> Address:
+    def _forwarded(self, headers: Iterable[tuple[bytes, bytes]], peer: Address) -> Address | None:
         given = list(headers)
         listed = _values(given, b"x-forwarded-for")
         standard = _values(given, b"forwarded")
         by_list = None if listed is None else self._nearest(listed.split(","), peer)
         by_standard = None if standard is None else self._nearest(_hops(standard), peer)
         if by_list is not None and by_standard is not None and by_list != by_standard:
-            # A proxy writes one of them and passes the other on as the client sent it.
-            return peer
+            # A proxy writes one of them and passes the other on as the client sent it. The proxy's
+            # own address it is not: that would open keys which are bound to the proxy's network.
+            return None
         return by_list or by_standard or peer
 
     def _nearest(self, hops: Sequence[str], peer: Address) -> Address:

@@ -27,6 +27,12 @@ class UnsupportedEncoding(SuanpanError):
     kind = "invalid_request_error"
 
 
+class UnsupportedContent(SuanpanError):
+    code = "unsupported_content_type"
+    status = 415
+    kind = "invalid_request_error"
+
+
 class SlowBody(SuanpanError):
     code = "request_timeout"
     status = 408

@@ -18,7 +18,7 @@ from litestar.params import FromPath, FromQuery
 from litestar.status_codes import HTTP_404_NOT_FOUND
 from prometheus_client import CollectorRegistry
 
-from backend.http.api.door import api_router
+from backend.http.api.door import BILLING, PUBLIC, RELAY, api_router, caller_of, door
 from backend.http.api.own_key import own_key_routes
 from backend.http.api.problems import http_problem, is_ours, refusal
 from backend.http.metrics import CONTENT_TYPE, exposition
@@ -28,7 +28,6 @@ from backend.http.relay.errors import INTERNAL_SENTENCE, error_answer
 from backend.kit.postgres import DatabaseError, unavailable
 from backend.ledger.billing import BillingDoor
 from schemas.errors import BadRequest, ModelNotFound, NotFound, SuanpanError
-from schemas.identity import Scope
 
 AnyRequest = Request[Any, Any, Any]
 
@@ -70,23 +69,27 @@ class RelaySite(msgspec.Struct, frozen=True):
 
 def make_probes(site: Site) -> Litestar:
     """Health and metrics: what every role serves."""
-    return _application(_probes(site))
+    return _application(_probes(site), None)
 
 
 def make_site(site: Site, relay: RelaySite) -> Litestar:
     """All routes of a process that answers people and clients."""
-    api = api_router(relay.callers, [*own_key_routes(), *relay.api_routes])
-    return _application([*_probes(site), *_pages(site, relay), *_relay(relay), api])
+    api = api_router([*own_key_routes(), *relay.api_routes])
+    routes = [*_probes(site), *_pages(site, relay), *_relay(relay), api]
+    return _application(routes, relay.callers)
 
 
-def _application(handlers: list[Any]) -> Litestar:
+def _application(handlers: list[Any], callers: Callers | None) -> Litestar:
     return Litestar(
         route_handlers=handlers,
+        guards=[door(callers)],
         openapi_config=OpenAPIConfig(
             title="Suanpan",
             version=version("suanpan"),
             # Not below a path of its own: Litestar answers everything there with a page of HTML.
-            path="/api/openapi.json",
+            openapi_router=Router(
+                "/api/openapi.json", route_handlers=[], include_in_schema=False, opt=PUBLIC
+            ),
             render_plugins=[JsonRenderPlugin(path="/")],
             use_handler_docstrings=True,
             components=Components(
@@ -105,12 +108,12 @@ def _application(handlers: list[Any]) -> Litestar:
 
 
 def _probes(site: Site) -> list[Any]:
-    @get("/health")
+    @get("/health", opt=PUBLIC)
     async def health() -> Response[Health]:
         found = await site.health()
         return Response(found, status_code=200 if found.status == "ready" else 503)
 
-    @get("/metrics", sync_to_thread=False)
+    @get("/metrics", opt=PUBLIC, sync_to_thread=False)
     def metrics() -> Response[bytes]:
         return Response(exposition(site.registry), headers={"content-type": CONTENT_TYPE})
 
@@ -118,7 +121,7 @@ def _probes(site: Site) -> list[Any]:
 
 
 def _pages(site: Site, relay: RelaySite) -> list[Any]:
-    @get("/", media_type=MediaType.HTML)
+    @get("/", opt=PUBLIC, media_type=MediaType.HTML)
     async def index(request: AnyRequest) -> Response[str]:
         found = await site.health()
         language = request.headers.get("accept-language", "")
@@ -132,38 +135,34 @@ def _pages(site: Site, relay: RelaySite) -> list[Any]:
 
 
 def _relay(relay: RelaySite) -> list[Any]:
-    @get("/models")
-    async def list_models(request: AnyRequest) -> dict[str, Any]:
-        entry = await relay.callers.of(request.scope["headers"], client=request.scope)
+    @get("/models", opt=RELAY, sync_to_thread=False)
+    def list_models(request: AnyRequest) -> dict[str, Any]:
+        entry = caller_of(request)
         names = [name for name in relay.models.models() if entry.allows(name)]
         return {"object": "list", "data": [_model(name) for name in names]}
 
-    @get("/models/{name:path}")
-    async def one_model(request: AnyRequest, name: FromPath[str]) -> dict[str, Any]:
-        entry = await relay.callers.of(request.scope["headers"], client=request.scope)
+    @get("/models/{name:path}", opt=RELAY, sync_to_thread=False)
+    def one_model(request: AnyRequest, name: FromPath[str]) -> dict[str, Any]:
+        entry = caller_of(request)
         wanted = name.lstrip("/")
         if not entry.allows(wanted) or wanted not in relay.models.models():
             raise ModelNotFound(f"The model `{wanted[:200]}` does not exist.")
         return _model(wanted)
 
-    @get(["/dashboard/billing/usage", "/v1/dashboard/billing/usage"])
+    @get(["/dashboard/billing/usage", "/v1/dashboard/billing/usage"], opt=BILLING)
     async def usage(
         request: AnyRequest,
         start_date: FromQuery[str | None] = None,
         end_date: FromQuery[str | None] = None,
     ) -> Response[bytes]:
-        entry = await relay.callers.of(
-            request.scope["headers"], Scope.WALLET, Scope.RELAY, client=request.scope
-        )
+        entry = caller_of(request)
         first_us, last_us = _day_us(start_date, "start_date"), _day_us(end_date, "end_date")
         until_us = None if last_us is None else last_us + DAY_US
         return _json(await relay.billing.usage(entry.account, first_us, until_us))
 
-    @get(["/dashboard/billing/subscription", "/v1/dashboard/billing/subscription"])
+    @get(["/dashboard/billing/subscription", "/v1/dashboard/billing/subscription"], opt=BILLING)
     async def subscription(request: AnyRequest) -> Response[bytes]:
-        entry = await relay.callers.of(
-            request.scope["headers"], Scope.WALLET, Scope.RELAY, client=request.scope
-        )
+        entry = caller_of(request)
         return _json(await relay.billing.subscription(entry.account))
 
     return [Router("/v1", route_handlers=[list_models, one_model]), usage, subscription]

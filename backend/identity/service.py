@@ -208,7 +208,8 @@ class Identity:
         if not reason.strip() or len(reason) > REASON_CHARS_MAX:
             raise BadRequest(f"A reason has 1 to {REASON_CHARS_MAX} characters.")
         stream = person_stream(person)
-        if (await self._state_at(stream)).forgotten:
+        owner = await self._state_at(stream)
+        if owner.forgotten or not owner.name_hmac:
             # Not raised: a command that was recorded before answers as it did. No key is made.
             return Part((stream,), lambda standings, at_us: Refuse(NoSuchPerson()))
         seal_at = self._seal_at(await self.data_keys.make(person), reason, stream)

@@ -12,7 +12,6 @@ from typing import Final
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from backend.journal.publisher_place import LAG_ROWS_MAX
 from backend.kit.clock import Clock
 from backend.kit.postgres import Connection, Pool, fetch_one
 
@@ -38,6 +37,8 @@ SELECT entry.topic, entry.shard::integer, entry.sent,
 FROM entry CROSS JOIN later
 LEFT JOIN publisher_heads h ON h.topic = entry.topic AND h.shard = entry.shard
 """
+ROWS_MAX: Final = 100_000
+"""Further back than this many rows of the log nothing is counted."""
 WAIT_S: Final = 0.3
 _POLLS_S: Final = (0.01, 0.02, 0.04)
 
@@ -80,7 +81,7 @@ class LogPlaces:
 
 async def find_place(connection: Connection, stream: str, version: int) -> LogPlace:
     """The place as it is now. A row that was exported and detached is said by its version alone."""
-    given = {"stream": stream, "version": version, "rows_max": LAG_ROWS_MAX}
+    given = {"stream": stream, "version": version, "rows_max": ROWS_MAX}
     row = await fetch_one(connection, FIND_PLACE, given)
     if row is None:
         return LogPlace(stream, version)

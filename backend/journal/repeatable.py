@@ -47,9 +47,9 @@ async def once(
 ) -> Happened | Refused:
     """Records a command, or finds what it recorded before.
 
-    `what` it is, for people: `grant`. `agrees` tells whether the recorded events are what is asked now: for a command that came back
-    from Kafka, where the hash of its body is not. Raises IdempotencyConflict for a key that was
-    used for something else.
+    `what` it is, for people: `grant`. `agrees` tells whether the recorded events are what is asked
+    now: for a command that came back from Kafka, where the hash of its body is not. Raises
+    IdempotencyConflict for a key that was used for something else.
     """
     match await writer.submit(command):
         case Landed():

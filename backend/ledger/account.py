@@ -118,10 +118,23 @@ class Account(msgspec.Struct, frozen=True, omit_defaults=True):
     def available_upt(self) -> int:
         return self.issued_upt - self.charged_upt - self.held_upt
 
-    def quota_left_upt(self, key: int, quota: Quota) -> int:
-        """What the key may still spend: its limit less what was charged and is held. May be < 0."""
+    def quota_period_us(self, key: int) -> int:
+        """The latest period that the key spent or holds anything in; 0: none."""
+        held_us = [
+            hold.quota.period_us
+            for hold in self.holds.values()
+            if hold.key == key and hold.quota is not None
+        ]
         spent = self.spending.get(key)
-        charged_upt = 0 if spent is None or spent.period_us != quota.period_us else spent.amount_upt
+        return max(held_us, default=0) if spent is None else max(spent.period_us, *held_us, 0)
+
+    def quota_left_upt(self, key: int, quota: Quota) -> int:
+        """What the key may still spend: its limit less what was charged and is held. May be < 0.
+
+        What was charged in a later period counts as well: it has begun, by another's clock.
+        """
+        spent = self.spending.get(key)
+        charged_upt = 0 if spent is None or spent.period_us < quota.period_us else spent.amount_upt
         held_upt = sum(
             hold.amount_upt
             for hold in self.holds.values()

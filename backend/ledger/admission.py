@@ -12,7 +12,7 @@ import msgspec
 
 from backend.journal.commands import Accept, Decision, LeaseOpen, Refuse
 from backend.ledger.account import HOUR_US, REFUSALS_PER_HOUR, Account
-from backend.ledger.quota import quota_period_us
+from backend.ledger.quota import period_begun_us, quota_period_us
 from backend.ledger.refusals import (
     KeyQuotaReached,
     MissingPoints,
@@ -98,7 +98,9 @@ def group_of(state: Account, key: KeyTerms, at_us: int) -> str:
 def _held_in_points(state: Account, asked: HoldAsked, terms: Terms, at_us: int) -> Decision:
     quota, reach_upt = None, state.available_upt
     if asked.key.quota_upt is not None:
-        period_us = quota_period_us(asked.key.reset, at_us)
+        period_us = period_begun_us(
+            quota_period_us(asked.key.reset, at_us), state.quota_period_us(asked.key.key), at_us
+        )
         quota = Quota(MicroPoints(asked.key.quota_upt), period_us)
         reach_upt = max(0, min(reach_upt, state.quota_left_upt(asked.key.key, quota)))
     minimum = minimum_upt(asked.price, terms)

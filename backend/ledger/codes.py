@@ -154,7 +154,9 @@ class Codes:
             if isinstance(decision, Refuse):
                 return decision
             # The account is the command's home: its events are what a repetition is answered by.
-            return Accept(tuple((1 - index, event) for index, event in decision.events))
+            # First, because a restored log takes the stream of the first event for the home.
+            mine = [(1 - index, event) for index, event in decision.events]
+            return Accept(tuple(sorted(mine, key=lambda one: one[0])))
 
         body_hash = self._secret.hmac("code body", code.encode())
         command = Command(command_id, (account, code), decide, body_hash)

@@ -82,7 +82,8 @@ def _events(
         return [PlanExpired(current.level), bought]
     if current.level == plan.level:
         return [PlanRenewed(plan, months, segment)]
-    return [PlanChanged(plan, months, segment, zone, quoted.credit_upt, quoted.carry)]
+    kept = current.time_zone
+    return [PlanChanged(plan, months, segment, kept, quoted.credit_upt, quoted.carry)]
 
 
 def _clicked(current: Subscription, level: int, months: int, at_us: int) -> bool:

@@ -13,6 +13,20 @@ _EPOCH_WEEKDAY: Final = 3
 """1970-01-01 was a Thursday; weeks begin on Monday (ISO 8601)."""
 
 
+CLOCKS_DIFFER_US: Final = 3_600_000_000
+"""How far the clocks of two processes may be apart: an hour is a fault of its own."""
+
+
+def period_begun_us(period_us: int, counted_us: int, at_us: int) -> int:
+    """The period to count in, where calls were last counted in the one from `counted_us` on.
+
+    A clock that is behind must not go back to a period that has ended: its count would begin anew.
+    """
+    if period_us < counted_us <= at_us + CLOCKS_DIFFER_US:
+        return counted_us
+    return period_us
+
+
 def quota_period_us(reset: Reset, at_us: int) -> int:
     """Start of the period that `at_us` lies in: microseconds since 1970, UTC; NEVER: 0."""
     day = at_us // DAY_US

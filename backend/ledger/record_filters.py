@@ -69,8 +69,8 @@ class StatementFilter(msgspec.Struct, frozen=True, omit_defaults=True):
     channel: int | None = None
     request_id: str | None = None
     basis: str | None = None
-    least_upt: int = 0
-    most_upt: int = ALWAYS_US
+    least_upt: int | None = None
+    most_upt: int | None = None
     sign: int = 0
 
 
@@ -86,8 +86,8 @@ class RequestFilter(msgspec.Struct, frozen=True, omit_defaults=True):
     channel: int | None = None
     request_id: str | None = None
     basis: str | None = None
-    least_upt: int = 0
-    most_upt: int = ALWAYS_US
+    least_upt: int | None = None
+    most_upt: int | None = None
 
 
 class UsageFilter(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -204,10 +204,10 @@ def _times(query: RecordQuery) -> tuple[int, int]:
     return since_us, until_us
 
 
-def _amounts(query: RecordQuery) -> tuple[int, int]:
-    least_upt = 0 if query.at_least is None else _amount("at_least", query.at_least)
-    most_upt = ALWAYS_US if query.at_most is None else _amount("at_most", query.at_most)
-    if least_upt > most_upt:
+def _amounts(query: RecordQuery) -> tuple[int | None, int | None]:
+    least_upt = None if query.at_least is None else _amount("at_least", query.at_least)
+    most_upt = None if query.at_most is None else _amount("at_most", query.at_most)
+    if least_upt is not None and most_upt is not None and least_upt > most_upt:
         raise BadRequest("`at_least` is not more than `at_most`.")
     return least_upt, most_upt
 

@@ -28,7 +28,7 @@ SELECT stream, request_id::text, outcome, key, model, price_model, price_version
     error, reason, attempts, swept, started_us, ended_us, duration_ms, first_token_ms, version,
     group_name, multiplier_ppm, plan_level, plan_version, plan_item, cache_write_1h_tokens, images,
     seconds, characters, searches
-FROM read.requests
+FROM read.requests r
 WHERE (started_us, request_id) < (%(started_us)s, %(at_request)s::uuid)
     AND (%(account)s::text IS NULL OR stream = %(account)s::text)
     AND started_us >= %(since_us)s AND started_us < %(until_us)s
@@ -38,9 +38,11 @@ WHERE (started_us, request_id) < (%(started_us)s, %(at_request)s::uuid)
     AND (%(channel)s::bigint IS NULL OR channel = %(channel)s::bigint)
     AND (%(request_id)s::uuid IS NULL OR request_id = %(request_id)s::uuid)
     AND (%(basis)s::text IS NULL OR basis = %(basis)s::text)
-    AND charged_upt >= %(least_upt)s AND charged_upt <= %(most_upt)s
-ORDER BY started_us DESC, request_id DESC LIMIT %(limit)s
+    AND (%(least_upt)s::bigint IS NULL OR charged_upt >= %(least_upt)s::bigint)
+    AND (%(most_upt)s::bigint IS NULL OR charged_upt <= %(most_upt)s::bigint)
+ORDER BY started_us DESC, r.request_id DESC LIMIT %(limit)s
 """
+"""By the column, not by its text of the same name, which no index knows."""
 LIST_ONWARD: Final = """
 SELECT stream, request_id::text, outcome, key, model, price_model, price_version, purpose,
     streamed, held_upt, charged_upt, shortfall_upt, missing_upt, input_tokens, cached_tokens,
@@ -48,7 +50,7 @@ SELECT stream, request_id::text, outcome, key, model, price_model, price_version
     error, reason, attempts, swept, started_us, ended_us, duration_ms, first_token_ms, version,
     group_name, multiplier_ppm, plan_level, plan_version, plan_item, cache_write_1h_tokens, images,
     seconds, characters, searches
-FROM read.requests
+FROM read.requests r
 WHERE (started_us, request_id) > (%(started_us)s, %(at_request)s::uuid)
     AND (%(account)s::text IS NULL OR stream = %(account)s::text)
     AND started_us >= %(since_us)s AND started_us < %(until_us)s
@@ -58,8 +60,9 @@ WHERE (started_us, request_id) > (%(started_us)s, %(at_request)s::uuid)
     AND (%(channel)s::bigint IS NULL OR channel = %(channel)s::bigint)
     AND (%(request_id)s::uuid IS NULL OR request_id = %(request_id)s::uuid)
     AND (%(basis)s::text IS NULL OR basis = %(basis)s::text)
-    AND charged_upt >= %(least_upt)s AND charged_upt <= %(most_upt)s
-ORDER BY started_us, request_id LIMIT %(limit)s
+    AND (%(least_upt)s::bigint IS NULL OR charged_upt >= %(least_upt)s::bigint)
+    AND (%(most_upt)s::bigint IS NULL OR charged_upt <= %(most_upt)s::bigint)
+ORDER BY started_us, r.request_id LIMIT %(limit)s
 """
 TOTALS: Final = """
 SELECT count(*), count(*) FILTER (WHERE plan_item IS NOT NULL AND outcome IN ('settled', 'late')),
@@ -76,7 +79,8 @@ WHERE (%(account)s::text IS NULL OR stream = %(account)s::text)
     AND (%(channel)s::bigint IS NULL OR channel = %(channel)s::bigint)
     AND (%(request_id)s::uuid IS NULL OR request_id = %(request_id)s::uuid)
     AND (%(basis)s::text IS NULL OR basis = %(basis)s::text)
-    AND charged_upt >= %(least_upt)s AND charged_upt <= %(most_upt)s
+    AND (%(least_upt)s::bigint IS NULL OR charged_upt >= %(least_upt)s::bigint)
+    AND (%(most_upt)s::bigint IS NULL OR charged_upt <= %(most_upt)s::bigint)
 """
 
 

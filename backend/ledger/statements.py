@@ -46,7 +46,8 @@ WHERE stream = %(account)s AND version < %(version)s
     AND (%(channel)s::bigint IS NULL OR channel = %(channel)s::bigint)
     AND (%(request_id)s::uuid IS NULL OR request_id = %(request_id)s::uuid)
     AND (%(basis)s::text IS NULL OR basis = %(basis)s::text)
-    AND abs(amount_upt) >= %(least_upt)s AND abs(amount_upt) <= %(most_upt)s
+    AND (%(least_upt)s::bigint IS NULL OR abs(amount_upt) >= %(least_upt)s::bigint)
+    AND (%(most_upt)s::bigint IS NULL OR abs(amount_upt) <= %(most_upt)s::bigint)
     AND (%(sign)s::integer = 0 OR sign(amount_upt) = %(sign)s::integer)
 ORDER BY version DESC LIMIT %(limit)s
 """
@@ -64,7 +65,8 @@ WHERE (at_us, stream, version) < (%(at_us)s, %(stream)s::text COLLATE "C", %(ver
     AND (%(channel)s::bigint IS NULL OR channel = %(channel)s::bigint)
     AND (%(request_id)s::uuid IS NULL OR request_id = %(request_id)s::uuid)
     AND (%(basis)s::text IS NULL OR basis = %(basis)s::text)
-    AND abs(amount_upt) >= %(least_upt)s AND abs(amount_upt) <= %(most_upt)s
+    AND (%(least_upt)s::bigint IS NULL OR abs(amount_upt) >= %(least_upt)s::bigint)
+    AND (%(most_upt)s::bigint IS NULL OR abs(amount_upt) <= %(most_upt)s::bigint)
     AND (%(sign)s::integer = 0 OR sign(amount_upt) = %(sign)s::integer)
 ORDER BY at_us DESC, stream DESC, version DESC LIMIT %(limit)s
 """
@@ -83,7 +85,8 @@ WHERE (stream, version) > (%(stream)s::text COLLATE "C", %(version)s)
     AND (%(channel)s::bigint IS NULL OR channel = %(channel)s::bigint)
     AND (%(request_id)s::uuid IS NULL OR request_id = %(request_id)s::uuid)
     AND (%(basis)s::text IS NULL OR basis = %(basis)s::text)
-    AND abs(amount_upt) >= %(least_upt)s AND abs(amount_upt) <= %(most_upt)s
+    AND (%(least_upt)s::bigint IS NULL OR abs(amount_upt) >= %(least_upt)s::bigint)
+    AND (%(most_upt)s::bigint IS NULL OR abs(amount_upt) <= %(most_upt)s::bigint)
     AND (%(sign)s::integer = 0 OR sign(amount_upt) = %(sign)s::integer)
 ORDER BY stream, version LIMIT %(limit)s
 """
@@ -101,7 +104,8 @@ WHERE (%(account)s::text IS NULL OR stream = %(account)s::text)
     AND (%(channel)s::bigint IS NULL OR channel = %(channel)s::bigint)
     AND (%(request_id)s::uuid IS NULL OR request_id = %(request_id)s::uuid)
     AND (%(basis)s::text IS NULL OR basis = %(basis)s::text)
-    AND abs(amount_upt) >= %(least_upt)s AND abs(amount_upt) <= %(most_upt)s
+    AND (%(least_upt)s::bigint IS NULL OR abs(amount_upt) >= %(least_upt)s::bigint)
+    AND (%(most_upt)s::bigint IS NULL OR abs(amount_upt) <= %(most_upt)s::bigint)
     AND (%(sign)s::integer = 0 OR sign(amount_upt) = %(sign)s::integer)
 """
 

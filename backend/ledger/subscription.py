@@ -15,6 +15,7 @@ from zoneinfo import ZoneInfo
 
 import msgspec
 
+from backend.ledger.quota import period_begun_us
 from schemas.money import MicroPoints
 from schemas.plans import UNLIMITED, OfferedPlan, Plan, PlanRef, PlanUse, Segment
 from schemas.prices import PPM
@@ -88,7 +89,8 @@ def quote(state: Subscription | None, offered: OfferedPlan, months: int, at_us: 
         segment = Segment(state.until_us, until_us, price_upt)
         return Quote(price_upt, MicroPoints(0), price_upt, segment, state.carry)
     credit_upt, carry = unused_value(state, at_us)
-    segment = Segment(at_us, add_months(at_us, months, zone), price_upt)
+    # In the zone it was begun in: in another one its periods, and their calls, would begin anew.
+    segment = Segment(at_us, add_months(at_us, months, state.time_zone), price_upt)
     return Quote(price_upt, credit_upt, price_upt - credit_upt, segment, carry)
 
 
@@ -117,7 +119,7 @@ def plan_use(
     offered = plans.get(state.level)
     if offered is None or (by_relay and not offered.plan.relay):
         return None
-    period_us = period_of(state.anchor_us, state.time_zone, at_us)
+    period_us = period_now_us(state, at_us)
     used = state.used if period_us == state.period_us else {}
     for item in offered.plan.items:
         if model not in item.models:
@@ -125,6 +127,12 @@ def plan_use(
         if item.monthly_calls == UNLIMITED or used.get(item.id, 0) < item.monthly_calls:
             return PlanUse(offered.ref, item.id, period_us)
     return None
+
+
+def period_now_us(state: Subscription, at_us: int) -> int:
+    """The beginning of the period that a call counts in now."""
+    period_us = period_of(state.anchor_us, state.time_zone, at_us)
+    return period_begun_us(period_us, state.period_us, at_us)
 
 
 def with_use(state: Subscription, use: PlanUse) -> Subscription:

@@ -15,7 +15,7 @@ import msgspec
 from backend.ledger.account import Account
 from backend.ledger.admission import group_of
 from backend.ledger.quota import quota_period_us
-from backend.ledger.subscription import Subscription, add_months, period_of
+from backend.ledger.subscription import Subscription, add_months, period_now_us
 from schemas.money import MicroPoints
 from schemas.plans import OfferedPlan, PlanItem, Quota
 from schemas.relay import KeyTerms
@@ -82,7 +82,7 @@ def wallet_of(
 
 
 def _subscription(state: Subscription, offered: OfferedPlan | None, at_us: int) -> SubscriptionView:
-    period_us = period_of(state.anchor_us, state.time_zone, at_us)
+    period_us = period_now_us(state, at_us)
     used = state.used if period_us == state.period_us else {}
     items = () if offered is None else offered.plan.items
     return SubscriptionView(

@@ -34,6 +34,7 @@ from schemas.ledger import (
     CodeRedeemed,
     CodeVoided,
     GiftTaken,
+    GrantKind,
     HoldExtended,
     HoldReleased,
     HoldSettled,
@@ -69,6 +70,7 @@ class Open(msgspec.Struct, array_like=True, gc=False):
     amount_upt: int
     terms: Terms = PLAIN_TERMS
     plan: PlanUse | None = None
+    price: PriceRef | None = None
 
 
 class _Charge(msgspec.Struct):
@@ -216,8 +218,12 @@ class Books:
     ) -> None:
         book.issued_upt += event.amount_upt
         self._issuer_upt += event.amount_upt
-        if isinstance(event, PointsGranted | GiftTaken) and event.source:
+        if not isinstance(event, PointsGranted | GiftTaken):
+            return
+        if event.source:
             self._codes.credited(row, event)
+        elif isinstance(event, GiftTaken) or event.kind is GrantKind.REDEMPTION:
+            self._note(SINGLE_USE, row, "a code's points, and no code is named")
 
     def _gift(self, book: Book, row: Recorded, event: GiftTaken) -> None:
         if event.type in book.gifts:
@@ -256,7 +262,7 @@ class Books:
         self._groups.applied(row, event.terms)
         if event.plan is not None:
             self._plans.used(row, book.plan, event.plan)
-        book.holds[event.request_id] = Open(event.amount_upt, event.terms, event.plan)
+        book.holds[event.request_id] = Open(event.amount_upt, event.terms, event.plan, event.price)
         book.held_upt += event.amount_upt
 
     def _extended(self, book: Book, row: Recorded, event: HoldExtended) -> None:
@@ -271,7 +277,8 @@ class Books:
         hold = self._ended(book, row, event.request_id)
         if not 0 <= event.amount_upt <= hold.amount_upt:
             self._note(SETTLE_BOUNDS, row, f"charged {event.amount_upt} of {hold.amount_upt} held")
-        if (event.terms, event.plan) != (hold.terms, hold.plan):
+        held = (hold.terms, hold.plan, event.price if hold.price is None else hold.price)
+        if (event.terms, event.plan, event.price) != held:
             self._note(PROVENANCE, row, "settled on other terms than it was held on")
         self._earn(book, event.amount_upt)
         book.charge = _Charge(

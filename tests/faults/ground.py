@@ -103,11 +103,13 @@ class Ground:
         self.roles = [self.api_a, self.api_b, self.worker, self.projector]
         if self.broker is not None:
             self.roles.append(self.publisher)
-        for role in self.roles:
-            # In a thread: what it still has to write passes through our gateways.
-            self._stack.push_async_callback(asyncio.to_thread, role.end)
+        self._stack.push_async_callback(self._end_roles)
         # Side by side they would only wait for one another's processor.
         await asyncio.gather(*(role.start() for role in self.roles))
+
+    async def _end_roles(self) -> None:
+        # In threads: what they still have to write passes through our gateways.
+        await asyncio.gather(*(asyncio.to_thread(role.end) for role in self.roles))
 
     def _role(self, name: str, home: str, gate: Gateway, module: str = "backend.cli") -> Role:
         environment = {

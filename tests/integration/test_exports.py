@@ -52,7 +52,8 @@ INSERT INTO read.statement (stream, version, kind, amount_upt, balance_upt, at_u
     command_id, shard, request_id, model, price_model, price_version, basis, swept, key, channel)
 SELECT 'account:1', n, 'settle', -1500, 1000000000000 - n * 1500, 1700000000000000 + n,
     gen_random_uuid(), gen_random_uuid(), 3, gen_random_uuid(),
-    CASE WHEN n % 1000 = 0 THEN '=1+1' ELSE 'gpt-model' END, 'gpt-model', 3, 'reported', false, 7, 8
+    CASE WHEN mod(n, 1000) = 0 THEN '=1+1' ELSE 'gpt-model' END, 'gpt-model', 3, 'reported',
+    false, 7, 8
 FROM generate_series(1, %(rows)s::bigint) n
 """
 EXPIRE = b"UPDATE exports SET expires_at = clock_timestamp() - interval '1 second'"

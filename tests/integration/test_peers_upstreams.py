@@ -109,7 +109,7 @@ async def test_what_an_operator_changes_holds_at_once_in_processes_that_run(
                 return response.status, response.headers.get("x-suanpan-points")
 
         async def becomes(wanted: tuple[int, str | None]) -> None:
-            async with asyncio.timeout(2):
+            async with asyncio.timeout(5):
                 while await answer() != wanted:  # noqa: ASYNC110
                     await asyncio.sleep(0.05)
 

@@ -10,9 +10,15 @@ from typing import Any
 from uuid import UUID
 
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
 
-from backend.journal.commands import Refuse
+from backend.journal.commands import Decision, Refuse
 from backend.ledger.account import Account
 from backend.ledger.admission import decide_hold
 from backend.ledger.decide import decide_grant, decide_open, decide_release, decide_settle
@@ -42,6 +48,7 @@ from tests.model.simple import Simple, Under, month_of, months_after, price_of
 
 STREAM = "account:1"
 HOUR_US = 3_600_000_000
+MODELS = ("token", "token", "token", "call", "odd", "free")
 
 
 class PlanMachine(RuleBasedStateMachine):
@@ -68,20 +75,23 @@ class PlanMachine(RuleBasedStateMachine):
             (STREAM,), lambda given, at_us: decide(given[0].state, given[0].version), command_id
         )
 
-    @initialize(first=st.integers(0, 120_000), day=st.integers(0, 30))
-    def open(self, first: int, day: int) -> None:
+    @initialize(
+        first=st.sampled_from([0, 15_000, 90_000, 400_000]),
+        day=st.sampled_from([0, 15, 16, 17]),
+        level=st.sampled_from([0, 1, 2]),
+    )
+    def open(self, first: int, day: int, level: int) -> None:
+        """Mid-month, or near its end; perhaps with a subscription."""
         self.streams.at_us += day * 24 * HOUR_US
         self.decided(lambda s, v: decide_open(s, v, PersonId(1)))
         if first:
-            self.grant(first)
+            upt = MicroPoints(first)
+            self.decided(lambda s, v: decide_grant(s, v, upt, GrantKind.OPERATOR, "cli"))
+            self.model.granted += first
+        if level:
+            self.subscribe(level, 3)
 
-    @rule(amount=st.integers(1, 60_000))
-    def grant(self, amount: int) -> None:
-        upt = MicroPoints(amount)
-        self.decided(lambda s, v: decide_grant(s, v, upt, GrantKind.OPERATOR, "cli"))
-        self.model.granted += amount
-
-    @rule(level=st.sampled_from(sorted(PLANS)), months=st.sampled_from([1, 1, 3, 6]))
+    @rule(level=st.sampled_from(sorted(PLANS)), months=st.sampled_from([1, 3, 6]))
     def subscribe(self, level: int, months: int) -> None:
         at_us, offered = self.streams.at_us, PLANS[level]
         plan = offered.plan
@@ -127,18 +137,10 @@ class PlanMachine(RuleBasedStateMachine):
         assert event.segment == Segment(begins_us, until_us, event.segment.paid_upt)
         self.segments.append(event.segment)
 
-    @rule()
-    def expire(self) -> None:
-        at_us = self.streams.at_us
-        answer = self.decided(lambda s, _: decide_expire(s, at_us))
-        if self.active or not self.segments:
-            assert isinstance(answer, Refuse)
-            assert isinstance(answer.reason, NothingExpired)
-            return
-        assert answer == (PlanExpired(self.level),)
-        self.segments = []
-
-    @rule(model=st.sampled_from(["token", "call", "odd", "free"]), by_relay=st.booleans())
+    @rule(
+        model=st.sampled_from(["token", "token", "call", "call", "odd", "free"]),
+        by_relay=st.booleans(),
+    )
     def hold(self, model: str, by_relay: bool) -> None:
         request, at_us = RequestId(str(self.streams.new_id())), self.streams.at_us
         price = PRICES[model]
@@ -179,38 +181,50 @@ class PlanMachine(RuleBasedStateMachine):
                 return item.id
         return None
 
-    @rule(which=st.integers(0, 4), output=st.integers(0, 6_000))
-    def settle(self, which: int, output: int) -> None:
-        if which >= len(self.requests):
-            return
-        name, model, times = self.requests[-1 - which]
+    @precondition(lambda self: self.requests)
+    @rule(
+        which=st.sampled_from([0, 0, 1, 2, 3]),
+        output=st.sampled_from([0, 500, 6_000]),
+        reason=st.sampled_from([None, None, *ReleaseReason]),
+    )
+    def end(self, which: int, output: int, reason: ReleaseReason | None) -> None:
+        """A failed call gives its unit back: once, and to its own month only."""
+        under = [one for one in self.requests if one[0] in self.model.open]
+        others = [one for one in self.requests if one[0] not in self.model.open]
+        found = [*under, *reversed(others)]
+        name, model, times = found[which % len(found)]
         usage = Usage(input=10, output=output)
         asked = settle_of(name, model, usage)
-        answer = self.decided(lambda s, _: decide_settle(s, asked), outcome_command_id(name))
-        under = self.model.open.get(name)
-        if under is None:
+
+        def decide(state: Account, version: int) -> Decision:
+            if reason is None:
+                return decide_settle(state, asked)
+            return decide_release(state, name, reason, Served())
+
+        answer = self.decided(decide, outcome_command_id(name))
+        one = self.model.open.get(name)
+        if one is None:
             assert not isinstance(answer, tuple), "I3: a request has one outcome"
             return
-        due = 0 if under.item else price_of(PRICES[model], usage, times)
-        charged = self.model.end(name, due, "settled")
+        due = 0 if one.item or reason else price_of(PRICES[model], usage, times)
+        charged = self.model.end(name, due, "settled" if reason is None else "released")
         assert sum(e.amount_upt for e in answer if isinstance(e, HoldSettled)) == charged
 
-    @rule(which=st.integers(0, 4), reason=st.sampled_from(ReleaseReason))
-    def release(self, which: int, reason: ReleaseReason) -> None:
-        """A failed call gives its unit back: once, and to its own month only."""
-        if which >= len(self.requests):
-            return
-        name, _, _ = self.requests[-1 - which]
-        answer = self.decided(
-            lambda s, _: decide_release(s, name, reason, Served()), outcome_command_id(name)
-        )
-        assert isinstance(answer, tuple) is (name in self.model.open)
-        if name in self.model.open:
-            self.model.end(name, 0, "released")
-
-    @rule(hours=st.sampled_from([0, 5, 72, 31 * 24, 95 * 24]))
-    def time_passes(self, hours: int) -> None:
+    @rule(hours=st.sampled_from([5, 31 * 24, 95 * 24]), notes=st.booleans())
+    def time_passes(self, hours: int, notes: bool) -> None:
         self.streams.at_us += hours * HOUR_US
+        if notes:
+            self.expire()
+
+    def expire(self) -> None:
+        at_us = self.streams.at_us
+        answer = self.decided(lambda s, _: decide_expire(s, at_us))
+        if self.active or not self.segments:
+            assert isinstance(answer, Refuse)
+            assert isinstance(answer.reason, NothingExpired)
+            return
+        assert answer == (PlanExpired(self.level),)
+        self.segments = []
 
     @invariant()
     def the_ledger_says_what_the_model_says(self) -> None:
@@ -246,4 +260,4 @@ def _left(segment: Segment, at_us: int) -> Fraction:
     return Fraction(segment.paid_upt * left_us, segment.until_us - segment.from_us)
 
 
-TestPlanMachine = histories_of(PlanMachine, histories=4_000, steps=10)
+TestPlanMachine = histories_of(PlanMachine, histories=4_000, steps=12)

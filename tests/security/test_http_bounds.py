@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack
 
 import pytest
 
-from tests.security.http_ground import Wire, echoing, wire
+from tests.security.http_ground import echoing, wire
 
 HEAD_S = 0.3
 GET = b"GET /a HTTP/1.1\r\nhost: here\r\n\r\n"

@@ -18,6 +18,7 @@ from backend.ledger.decide import (
 )
 from backend.ledger.decide_plans import decide_subscribe
 from backend.ledger.refusals import KeyQuotaReached, NotForGroup, TooManyAtOnce
+from backend.ledger.subscription import add_months
 from schemas.identity import Reset
 from schemas.ids import KeyId, RequestId
 from schemas.ledger import (
@@ -250,3 +251,36 @@ def test_the_group_is_the_keys_else_the_level_else_normal() -> None:
     assert group_of(state, KeyTerms(KeyId(1), group="vip"), AT_US) == "vip"
     assert group_of(state, KeyTerms(KeyId(1)), AT_US) == "basic"
     assert group_of(state, KeyTerms(KeyId(1)), AT_US + 40 * DAY_US) == "normal"
+
+
+def test_clocks_that_differ_do_not_begin_a_plans_month_twice() -> None:
+    """At a month's end one process is in the new month already, and another is not."""
+    state = after(
+        with_upt(100 * POINT),
+        decide_subscribe(with_upt(100 * POINT), 2, plans(1)[1], 3, AT_US, deliberate=True),
+    )
+    turn_us = add_months(AT_US, 1, "UTC")
+    by_plan = 0
+    for number in range(6):
+        at_us = turn_us + (1_000_000 if number % 2 == 0 else -1_000_000)
+        decision = decide_hold(state, 2, asked(f"r{number}", plans=plans(1)), at_us)
+        by_plan += first(decision).plan is not None
+        state = after(state, decision, at_us)
+    assert by_plan == 1
+
+
+def test_clocks_that_differ_do_not_begin_a_keys_day_twice() -> None:
+    """What a process spends that is still in yesterday counts in the day that has begun."""
+    state = with_upt(100 * POINT)
+    key = KeyTerms(KeyId(1), quota_upt=3 * POINT, reset=Reset.DAILY)
+    midnight_us = (AT_US // DAY_US + 1) * DAY_US
+    spent = 0
+    for number in range(6):
+        at_us = midnight_us + (1_000_000 if number == 0 else -1_000_000)
+        decision = decide_hold(state, 2, asked(f"r{number}", key=key), at_us)
+        if not isinstance(first(decision), PointsHeld):
+            continue
+        state = after(state, decision, at_us)
+        state = after(state, decide_settle(state, settle(f"r{number}", output=1)), at_us)
+        spent += 1
+    assert spent == 3

@@ -33,7 +33,7 @@ from schemas.ledger import (
 )
 from schemas.money import MicroPoints
 from schemas.plans import Group, Plan, PlanItem, PlanRef, PlanUse, Segment
-from schemas.prices import Terms
+from schemas.prices import PerCall, PriceRef, Terms
 from schemas.usage import Basis, Usage
 from tests.given import MODEL, PER_TOKEN, POINT, REF, granted_event, new_request
 
@@ -221,3 +221,16 @@ def test_a_settle_on_other_terms_than_its_hold_is_found() -> None:
     half = Terms(AT, "vip", 1, 500_000)
     passing = Passing().then(GroupDefined(Group(500_000)), "group:vip").then(held())
     assert passing.ended(settled(15_000, terms=half)).failed() == {PROVENANCE: 1}
+
+
+def test_a_settle_at_another_price_than_its_hold_is_found() -> None:
+    cheap = PriceRef("cheap", 1)
+    passing = Passing().then(PriceSet(PerCall(1)), "price:cheap").then(held())
+    assert passing.ended(msgspec.structs.replace(settled(1), price=cheap)).failed() == {
+        PROVENANCE: 1
+    }
+
+
+def test_points_of_a_code_that_is_not_named_are_found() -> None:
+    assert Passing().then(gift("")).failed() == {SINGLE_USE: 1}
+    assert Passing().then(credit(source="")).failed() == {SINGLE_USE: 1}

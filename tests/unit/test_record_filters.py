@@ -67,7 +67,7 @@ def test_a_time_is_written_to_the_microsecond_and_read_back() -> None:
 def test_a_query_without_anything_wants_everything() -> None:
     wanted = statement_filter(RecordQuery(), None)
     assert (wanted.since_us, wanted.until_us, wanted.kinds) == (0, ALWAYS_US, None)
-    assert (wanted.least_upt, wanted.most_upt, wanted.sign) == (0, ALWAYS_US, 0)
+    assert (wanted.least_upt, wanted.most_upt, wanted.sign) == (None, None, 0)
 
 
 def test_all_of_a_statements_filters_are_taken() -> None:

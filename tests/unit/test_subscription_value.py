@@ -213,3 +213,13 @@ def _worth(state: Account, at_us: int) -> Fraction:
         left_us = max(0, segment.until_us - max(at_us, segment.from_us))
         worth += Fraction(segment.paid_upt * left_us, segment.until_us - segment.from_us)
     return worth
+
+
+def test_a_change_keeps_the_zone_that_months_are_counted_in() -> None:
+    """In another zone months begin at another moment, and every change would bring new calls."""
+    state = subscribed(with_upt(10**12), BASIC, 12, START)
+    elsewhere = offered(3, 990 * POINT, time_zone=DUBLIN)
+    changed = subscribed(state, elsewhere, 1, START + DAY_US).subscription
+    assert changed is not None
+    assert changed.time_zone == SHANGHAI
+    assert changed.until_us == add_months(START + DAY_US, 1, SHANGHAI)

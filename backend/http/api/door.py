@@ -1,14 +1,16 @@
-"""Who may enter which route of the API. Deny by default: a route says which scope opens it."""
+"""Who may enter which route. Deny by default: a route says which scope opens it, or that it is
+public."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 
 from litestar import Request, Router
 from litestar.connection import ASGIConnection
 from litestar.handlers import BaseRouteHandler
 
+from backend.http.api.bodies import BODY_BYTES_MAX, strict_requests
 from backend.http.api.problems import PREFIX
 from backend.http.relay.callers import Callers
 from backend.identity.key_view import KeyEntry
@@ -17,31 +19,45 @@ from schemas.identity import Scope
 
 AnyRequest = Request[Any, Any, Any]
 AnyConnection = ASGIConnection[Any, Any, Any, Any]
+Guard = Callable[[AnyConnection, BaseRouteHandler], Awaitable[None]]
 
-BODY_BYTES_MAX: Final = 64 * 1024
 IDEMPOTENCY_KEY_MAX: Final = 255
-SCOPE: Final = "scope"
-WALLET: Final[dict[str, Scope]] = {SCOPE: Scope.WALLET}
+SCOPES: Final = "scopes"
+Opens = dict[str, tuple[Scope, ...]]
+PUBLIC: Final[Opens] = {SCOPES: ()}
+"""`opt=` of a route that answers everybody."""
+RELAY: Final[Opens] = {SCOPES: (Scope.RELAY,)}
+"""`opt=` of a route that clients of models use."""
+WALLET: Final[Opens] = {SCOPES: (Scope.WALLET,)}
 """`opt=` of a route that reads or moves the caller's own points."""
-ADMIN: Final[dict[str, Scope]] = {SCOPE: Scope.ADMIN}
+BILLING: Final[Opens] = {SCOPES: (Scope.WALLET, Scope.RELAY)}
+"""`opt=` of a route that says to a relay client what its account has: either scope opens it."""
+ADMIN: Final[Opens] = {SCOPES: (Scope.ADMIN,)}
 """`opt=` of a route for administrators."""
 
 
-def api_router(callers: Callers, route_handlers: Sequence[Any]) -> Router:
-    """All routes of the API behind one guard."""
+def door(callers: Callers | None) -> Guard:
+    """The guard of a whole application; without callers only public routes open."""
 
     async def guard(connection: AnyConnection, handler: BaseRouteHandler) -> None:
-        scope = handler.opt.get(SCOPE)
-        if not isinstance(scope, Scope):
+        scopes: tuple[Scope, ...] | None = handler.opt.get(SCOPES)
+        if scopes == ():
+            return
+        if callers is None or scopes is None:
             raise MissingScope("This route is closed.")
         connection.state.caller = await callers.of(
-            connection.scope["headers"], scope, client=connection.scope
+            connection.scope["headers"], *scopes, client=connection.scope
         )
 
+    return guard
+
+
+def api_router(route_handlers: Sequence[Any]) -> Router:
+    """All routes of the API: they take what is strict JSON, and are described in OpenAPI."""
     return Router(
         PREFIX,
         route_handlers=list(route_handlers),
-        guards=[guard],
+        middleware=[strict_requests],
         include_in_schema=True,
         request_max_body_size=BODY_BYTES_MAX,
         security=[{"key": []}],

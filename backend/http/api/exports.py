@@ -32,7 +32,7 @@ from schemas.errors import Conflict, NotFound
 from schemas.ids import PersonId, uuid7
 
 MEDIA_TYPES: Final = {
-    ExportFormat.CSV: "text/csv; charset=utf-8",
+    ExportFormat.CSV: "text/csv",
     ExportFormat.JSONL: "application/jsonl",
 }
 _RANDOM_BITS: Final = 74

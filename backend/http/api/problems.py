@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import msgspec
 from litestar import Response
@@ -13,6 +13,7 @@ from schemas.errors import SuanpanError
 
 PREFIX: Final = "/api"
 MEDIA_TYPE: Final = "application/problem+json"
+REASON_CHARS_MAX: Final = 200
 _CODES: Final = {404: "not_found", 405: "method_not_allowed", 413: "request_too_large"}
 
 
@@ -48,8 +49,16 @@ def http_problem(error: HTTPException) -> Response[bytes]:
     code = _CODES.get(error.status_code)
     if code is None:
         code = "invalid_request" if error.status_code < 500 else "internal_error"
-    errors = error.extra if isinstance(error.extra, list) else []
+    errors = [_short(one) for one in error.extra] if isinstance(error.extra, list) else []
     return _answer(error.status_code, code, error.detail, dict(error.headers or {}), errors)
+
+
+def _short(error: Any) -> Any:
+    """A reason quotes what was sent, which may be long."""
+    if not isinstance(error, dict):
+        return str(error)[:REASON_CHARS_MAX]
+    members = cast("dict[str, Any]", error)
+    return {name: str(value)[:REASON_CHARS_MAX] for name, value in members.items()}
 
 
 def _answer(
