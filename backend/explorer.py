@@ -55,7 +55,9 @@ class LedgerEntry(LedgerLine, frozen=True):
 
 
 class LedgerPage(msgspec.Struct, frozen=True):
-    """`next`: where the next page goes on; None at the end."""
+    """`next`: where the next page goes on; null at the end. Where the seals lie in Kafka, they are
+    looked up for one entry at a time, and are null here.
+    """
 
     entries: list[LedgerEntry]
     next: str | None
@@ -69,10 +71,19 @@ async def no_seal(row: Recorded) -> CoveringSeal | None:
 class Explorer:
     """One per process. Raises psycopg errors, BadRequest for a wrong cursor."""
 
-    def __init__(self, pool: Pool, prices: PriceHistory, seal_of: SealOf = no_seal) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        prices: PriceHistory,
+        seal_of: SealOf = no_seal,
+        listed_seal_of: SealOf = no_seal,
+    ) -> None:
+        """`listed_seal_of` is asked for each entry of a page: one that takes long is for single
+        entries alone."""
         self._pool: Final = pool
         self._prices: Final = prices
         self._seal_of: Final = seal_of
+        self._listed_seal_of: Final = listed_seal_of
 
     async def page(self, wanted: EntryFilter, limit: int, before: str | None) -> LedgerPage:
         """Newest first: of one stream by version, of all in the log's order."""
@@ -86,7 +97,7 @@ class Explorer:
             last = rows[-1]
             is_one = wanted.stream is not None
             following = str(last.version) if is_one else log_cursor(last.position)
-        return LedgerPage(await self._entries(rows), following)
+        return LedgerPage(await self._entries(rows, self._listed_seal_of), following)
 
     async def one(self, event_id: UUID, stream: str | None) -> LedgerEntry:
         """The event of this id, in `stream` or anywhere in the ledger. Raises NotFound."""
@@ -94,13 +105,13 @@ class Explorer:
             row = await find_entry(connection, event_id, stream)
         if row is None:
             raise NotFound("There is no such entry.")
-        return (await self._entries([row]))[0]
+        return (await self._entries([row], self._seal_of))[0]
 
-    async def _entries(self, rows: Sequence[Recorded]) -> list[LedgerEntry]:
+    async def _entries(self, rows: Sequence[Recorded], seal_of: SealOf) -> list[LedgerEntry]:
         found: list[LedgerEntry] = []
         for row in rows:
             line: dict[str, Any] = msgspec.structs.asdict(ledger_line_of(row))
-            price, seal = await self._price_of(row), await self._seal_of(row)
+            price, seal = await self._price_of(row), await seal_of(row)
             found.append(LedgerEntry(**line, price=price, seal=seal))
         return found
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import ClassVar
+from typing import ClassVar, Final
 from uuid import UUID
 
 import msgspec
@@ -13,6 +13,11 @@ from schemas.money import MicroPoints
 from schemas.plans import PlanRef, PlanUse, Quota, Segment
 from schemas.prices import PLAIN_TERMS, PriceRef, Terms
 from schemas.usage import Basis, Usage
+
+RELAY_PURPOSES: Final = "relay."
+"""What purposes of calls through the relay API begin with: plans pay for them only where they say
+so.
+"""
 
 
 class LedgerFact(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -165,6 +170,9 @@ class UsageLate(LedgerFact, frozen=True):
     served: Served
     terms: Terms = PLAIN_TERMS
     plan: PlanUse | None = None
+    key: KeyId = KeyId(0)
+    quota: Quota | None = None
+    """The key's spending limit, where it has one: what is charged late counts in it."""
 
 
 class PointsCorrected(LedgerFact, frozen=True):

@@ -152,7 +152,7 @@ class Life(Site):
         limited = random() < 0.7
         asked = HoldAsked(
             request_id=text,
-            purpose="relay.chat",
+            purpose="relay.chat" if random() < 0.8 else "chat",
             key=keys[0] if len(keys) == 1 else keys[int(random() * len(keys))],
             model=model,
             price=price,
@@ -164,7 +164,6 @@ class Life(Site):
             channels=(1, 2),
             lease_s=30,
             concurrency=20,
-            by_relay=random() < 0.8,
             plans=self.plans,
             groups=self.groups,
         )

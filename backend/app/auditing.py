@@ -72,8 +72,19 @@ class Auditor:
         if run is None:
             return False
         if run.attempt > ATTEMPTS_MAX:
-            await end_run(self._pool, run, (), error="It was interrupted too often.")
+            await end_run(self._pool, run, AuditProgress(), error="It was interrupted too often.")
             return True
+        try:
+            async with asyncio.timeout(RUN_TIMEOUT_S):
+                await self._in_a_process(run)
+        except asyncio.CancelledError:
+            with suppress(DatabaseError, OSError):
+                await give_back_run(self._pool, run)
+            raise
+        self.finished += 1
+        return True
+
+    async def _in_a_process(self, run: AuditRun) -> None:
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", MODULE,
             stdin=asyncio.subprocess.PIPE,
@@ -82,18 +93,11 @@ class Auditor:
             limit=LINE_BYTES_MAX,
         )  # fmt: skip
         try:
-            async with asyncio.timeout(RUN_TIMEOUT_S):
-                await self._follow(run, process)
-        except asyncio.CancelledError:
-            with suppress(DatabaseError, OSError):
-                await give_back_run(self._pool, run)
-            raise
+            await self._follow(run, process)
         finally:
             if process.returncode is None:
                 process.kill()
             await process.wait()
-        self.finished += 1
-        return True
 
     async def _follow(self, run: AuditRun, process: asyncio.subprocess.Process) -> None:
         assert process.stdin is not None
@@ -107,11 +111,11 @@ class Auditor:
                 progress = _further(progress, said)
             elif said is not None:
                 report = bytes(said.report).decode() or None
-                await end_run(self._pool, run, progress.notes, report=report, error=said.error)
+                await end_run(self._pool, run, progress, report=report, error=said.error)
                 _log.info("audit ended", run=str(run.id), reported=report is not None)
                 return
             elif process.stdout.at_eof():
-                await end_run(self._pool, run, progress.notes, error="The audit's process ended.")
+                await end_run(self._pool, run, progress, error="The audit's process ended.")
                 return
             if self._base.clock.monotonic_s() - renewed_s >= RENEW_EVERY_S:
                 renewed_s = self._base.clock.monotonic_s()

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any, Final
 
+from backend.app.exploring import explorer_of
 from backend.app.foundation import Foundation
-from backend.catalog.price_history import PriceHistory
-from backend.explorer import CoveringSeal, Explorer, covering
 from backend.http.api.admin_records import admin_record_routes
 from backend.http.api.exports import admin_export_routes, export_routes
 from backend.http.api.operations import (
@@ -27,11 +26,9 @@ from backend.journal.seal import BrokenSeal, Seal
 from backend.kit.postgres import fetch_one
 from backend.kit.time_text import iso_text
 from backend.ledger.exports import ExportFolder
-from projections.covering_seals import CoveringSeals
 from projections.declared import live_consumers
 from projections.health import alarms_of, list_lags, wait_for
 from projections.sealed_files import SealFolder
-from schemas.event import Recorded
 
 UNPUBLISHED: Final = """
 WITH newest AS MATERIALIZED (
@@ -48,11 +45,6 @@ PUBLISHER_LATE_MS: Final = 60_000
 
 def records_api(base: Foundation) -> list[Any]:
     """Route handlers."""
-    seals = CoveringSeals(base.settings.data_dir, base.clock)
-
-    async def seal_of(row: Recorded) -> CoveringSeal | None:
-        seal = await seals.of(row)
-        return None if seal is None else covering(seal)
 
     async def is_stale(projection: str, account: str, version: int) -> bool:
         return (await wait_for(base.pool, base.clock, projection, account, version)).stale
@@ -61,7 +53,7 @@ def records_api(base: Foundation) -> list[Any]:
         base.pool,
         base.clock,
         base.randomness,
-        Explorer(base.pool, PriceHistory(base.pool), seal_of),
+        explorer_of(base.settings, base.pool, base.clock),
         ExportFolder(base.settings.data_dir),
         is_stale,
     )

@@ -171,7 +171,8 @@ async def relay_of(
     _gauges(registry, base, front, leases, spool, view)
     billing = BillingDoor(base.pool, ALL_FOLDS, Decimal(settings.billing.cny_per_usd))
     api = [*wallet_api(base, catalog, view.catch_up, addresses), *records_api(base)]
-    app = Front(front, make_site(site, RelaySite(callers, catalog, billing, api)))
+    cold = make_site(site, RelaySite(callers, catalog, billing, api))
+    app = Front(front, cold, clock, base.randomness)
     try:
         yield Relay(app, front, sweeper, view, spool, leases, rates)
     finally:

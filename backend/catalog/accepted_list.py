@@ -11,7 +11,7 @@ from backend.journal.fold import Fold
 from schemas.catalog import PriceListAccepted
 
 
-class AcceptedList(msgspec.Struct, frozen=True, omit_defaults=True):
+class AcceptedList(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """The list's bytes by their SHA-256, and how many units of prices were taken from lists of this
     name.
     """

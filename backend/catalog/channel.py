@@ -22,7 +22,7 @@ class ImpossibleHistory(ValueError):
     """An event that cannot follow the state: the stream's bytes are not what was decided."""
 
 
-class Channel(msgspec.Struct, frozen=True, omit_defaults=True):
+class Channel(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     settings: ChannelSettings = NOTHING_SET
     secret_sealed: bytes = b""
     """Empty: no secret."""

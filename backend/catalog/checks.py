@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from ipaddress import IPv4Address, IPv6Address
 from typing import Final
 from urllib.parse import SplitResult, urlsplit
 
@@ -28,6 +29,9 @@ PRIORITY_MAX: Final = 1_000_000
 MULTIPLIER_PPM_MAX: Final = 1_000 * PPM
 _GROUP_NAME: Final = re.compile(r"[a-z0-9_-]{1,32}")
 """The names that keys may be bound to."""
+_HOST_LABEL: Final = re.compile(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?")
+_NUMBER_LABEL: Final = re.compile(r"[0-9]+|0x[0-9a-f]*")
+_IPV6_NETLOC: Final = re.compile(r"\[(?P<host>[0-9A-Fa-f:.]+)\](?::[0-9]+)?")
 
 
 def check_channel(settings: ChannelSettings) -> ChannelSettings:
@@ -61,6 +65,11 @@ def check_base_url(text: str) -> str:
         raise BadRequest("The base URL holds no user or password; give the secret by itself.")
     if parts.query or parts.fragment or text.endswith(("?", "#")):
         raise BadRequest("The base URL has no query and no fragment.")
+    if not (_is_ipv6(parts.netloc) or _is_plain_host(parts.hostname)):
+        raise BadRequest(
+            "The base URL's host is a name such as api.example.com, or an address written in full "
+            "such as 10.0.0.1 or [2001:db8::1]."
+        )
     return text.rstrip("/")
 
 
@@ -133,6 +142,30 @@ def _check_models(settings: ChannelSettings) -> None:
         check_model(upstream)
         if model not in models:
             raise BadRequest(f"The mapping names {model[:80]!r}, which is not among the models.")
+
+
+def _is_plain_host(host: str) -> bool:
+    """A name or an IPv4 address that every reader takes for the same host: `0x7f.1`, `127.1` and
+    `127.0.0.1.` are not (https://url.spec.whatwg.org/#ends-in-a-number-checker).
+    """
+    labels = host.split(".")
+    if not all(_HOST_LABEL.fullmatch(label) for label in labels):
+        return False
+    if not _NUMBER_LABEL.fullmatch(labels[-1]):
+        return True
+    try:
+        return str(IPv4Address(host)) == host
+    except ValueError:
+        return False
+
+
+def _is_ipv6(netloc: str) -> bool:
+    """An address in brackets that is not an IPv4 address in disguise."""
+    found = _IPV6_NETLOC.fullmatch(netloc)
+    try:
+        return found is not None and IPv6Address(found["host"]).ipv4_mapped is None
+    except ValueError:
+        return False
 
 
 def _split(text: str) -> SplitResult:

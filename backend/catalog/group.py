@@ -12,7 +12,7 @@ from schemas.catalog import GroupDefined
 from schemas.plans import Group
 
 
-class DefinedGroup(msgspec.Struct, frozen=True, omit_defaults=True):
+class DefinedGroup(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """None: never defined."""
 
     group: Group | None = None

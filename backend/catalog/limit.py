@@ -25,7 +25,7 @@ LIMIT_MAX: Final = 10**12
 NO_LIMITS: Final = Limits()
 
 
-class Limited(msgspec.Struct, frozen=True, omit_defaults=True):
+class Limited(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """The limits of one key, person, group or model now; all None: none."""
 
     limits: Limits = NO_LIMITS

@@ -14,7 +14,7 @@ from schemas.catalog import PlanDefined
 from schemas.plans import Plan
 
 
-class DefinedPlan(msgspec.Struct, frozen=True, omit_defaults=True):
+class DefinedPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """None: never defined."""
 
     plan: Plan | None = None

@@ -18,14 +18,14 @@ SCHEDULED_MAX: Final = 50
 """Versions that a stream keeps at most; decisions refuse more."""
 
 
-class ScheduledPrice(msgspec.Struct, frozen=True, omit_defaults=True):
+class ScheduledPrice(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     version: int
     price: Price
     from_us: int = 0
     """Microseconds since 1970; 0: since it was recorded."""
 
 
-class ModelPrice(msgspec.Struct, frozen=True, omit_defaults=True):
+class ModelPrice(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """The newest version, and the older ones that count until it does.
 
     A state that was stored before prices had a time has `price` alone, and so has every state

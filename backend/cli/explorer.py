@@ -7,7 +7,6 @@ from uuid import UUID
 
 import click
 
-from backend.catalog.price_history import PriceHistory
 from backend.cli.output import Table, answer, json_option
 from backend.cli.record_options import (
     OF_LEDGER,
@@ -18,10 +17,9 @@ from backend.cli.record_options import (
     query_of,
 )
 from backend.cli.site import Site, with_site
-from backend.explorer import CoveringSeal, Explorer, LedgerEntry, LedgerPage, covering
+from backend.explorer import LedgerEntry, LedgerPage
 from backend.ledger.log_entries import ledger_stream
 from backend.ledger.record_filters import entry_filter
-from schemas.event import Recorded
 
 
 @click.command()
@@ -46,7 +44,9 @@ def ledger(
         raise click.UsageError("Either --user or --stream.")
 
     async def work(site: Site) -> LedgerPage:
-        explorer = _explorer(site)
+        from backend.app.exploring import explorer_of
+
+        explorer = explorer_of(site.settings, site.pool, site.clock)
         wanted = await account_named(site, name)
         if stream is not None:
             wanted = ledger_stream(stream)
@@ -58,18 +58,6 @@ def ledger(
     columns = ("time", "stream", "version", "event", "id", "price", "partition", "seal")
     rows = [_cells(entry) for entry in page.entries]
     answer(as_json, page, Table(columns, rows, "There are no such events."))
-
-
-def _explorer(site: Site) -> Explorer:
-    from projections.covering_seals import CoveringSeals
-
-    seals = CoveringSeals(site.settings.data_dir, site.clock)
-
-    async def seal_of(row: Recorded) -> CoveringSeal | None:
-        seal = await seals.of(row)
-        return None if seal is None else covering(seal)
-
-    return Explorer(site.pool, PriceHistory(site.pool), seal_of)
 
 
 def _cells(entry: LedgerEntry) -> tuple[str, ...]:

@@ -20,11 +20,17 @@ from prometheus_client import CollectorRegistry
 
 from backend.http.api.door import BILLING, PUBLIC, RELAY, api_router, caller_of, door
 from backend.http.api.own_key import own_key_routes
-from backend.http.api.problems import http_problem, is_ours, refusal
+from backend.http.api.problems import (
+    http_problem,
+    is_ours,
+    refusal,
+    request_id_of,
+    unforeseen,
+)
 from backend.http.metrics import CONTENT_TYPE, exposition
 from backend.http.pages import status_page
 from backend.http.relay.callers import Callers
-from backend.http.relay.errors import INTERNAL_SENTENCE, error_answer
+from backend.http.relay.errors import error_answer
 from backend.kit.postgres import DatabaseError, unavailable
 from backend.ledger.billing import BillingDoor
 from schemas.errors import BadRequest, ModelNotFound, NotFound, SuanpanError
@@ -192,8 +198,8 @@ def _day_us(text: str | None, name: str) -> int | None:
 
 def _refused(request: AnyRequest, error: SuanpanError) -> Response[bytes]:
     if is_ours(request.url.path):
-        return refusal(error)
-    status, headers, body = error_answer(error, request.headers.get("x-request-id", "")[:64])
+        return refusal(request, error)
+    status, headers, body = error_answer(error, request_id_of(request))
     kept = {
         name.decode(): value.decode()
         for name, value in headers
@@ -208,9 +214,9 @@ def _database_gone(request: AnyRequest, error: Exception) -> Response[bytes]:
 
 
 def _unforeseen(request: AnyRequest, error: Exception) -> Response[bytes]:
-    _log.error("request failed", path=request.url.path, exc_info=error)
-    problem = {"title": INTERNAL_SENTENCE, "status": 500, "type": "about:blank"}
-    return _problem(problem, 500)
+    request_id = request_id_of(request)
+    _log.error("request failed", path=request.url.path, request_id=request_id, exc_info=error)
+    return unforeseen(request)
 
 
 def _problem(problem: dict[str, Any], status: int) -> Response[bytes]:
@@ -224,7 +230,7 @@ def _problem(problem: dict[str, Any], status: int) -> Response[bytes]:
 def _http_error(request: AnyRequest, error: HTTPException) -> Response[bytes]:
     """OpenAI's shape under /v1, problem+json (RFC 9457) elsewhere."""
     if is_ours(request.url.path):
-        return http_problem(error)
+        return http_problem(request, error)
     if request.url.path.startswith("/v1/") and error.status_code == HTTP_404_NOT_FOUND:
         return _refused(
             request, NotFound(f"Unknown request URL: {request.method} {request.url.path}")

@@ -14,7 +14,7 @@ SCOPES_AT_FIRST: Final = (Scope.RELAY, Scope.WALLET)
 """What a key opens unless its owner says otherwise; keys from before scopes have the same."""
 
 
-class Key(msgspec.Struct, frozen=True, omit_defaults=True):
+class Key(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     person: int = 0
     hash_sealed: bytes = b""
     """Sealed at version 1."""

@@ -18,7 +18,7 @@ from schemas.identity import (
 )
 
 
-class Person(msgspec.Struct, frozen=True, omit_defaults=True):
+class Person(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """One person. Sealed values keep the version they are bound to."""
 
     name_sealed: bytes = b""
@@ -35,7 +35,7 @@ class Person(msgspec.Struct, frozen=True, omit_defaults=True):
     """Nothing is left of them but the account's number; nothing follows."""
 
 
-class Name(msgspec.Struct, frozen=True, omit_defaults=True):
+class Name(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """Who has a name; 0: nobody now."""
 
     person: int = 0

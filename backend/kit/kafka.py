@@ -132,6 +132,21 @@ async def read_topics(
             yield await _next_batch(consumer, open_ones, ends, records_max, stall_timeout_s)
 
 
+async def read_since(
+    bootstrap: str, topic: str, at_ms: int, *, stall_timeout_s: float = STALL_TIMEOUT_S
+) -> AsyncGenerator[list[Record]]:
+    """As `read_topics`, from the first record of each partition that is not older than `at_ms`."""
+    async with _consumer(bootstrap, (topic,)) as (consumer, partitions):
+        async with asyncio.timeout(stall_timeout_s):
+            ends = await consumer.end_offsets(partitions)
+            found = await consumer.offsets_for_times(dict.fromkeys(partitions, at_ms))
+        starts = {partition: at.offset for partition, at in found.items() if at is not None}
+        open_ones = {partition for partition, start in starts.items() if start < ends[partition]}
+        _assign(consumer, {partition: starts[partition] for partition in open_ones})
+        while open_ones:
+            yield await _next_batch(consumer, open_ones, ends, RECORDS_MAX, stall_timeout_s)
+
+
 async def count_records(bootstrap: str, topics: Sequence[str]) -> int:
     """About how many records the topics hold; what compaction removed counts too.
 

@@ -29,6 +29,8 @@ BadData = psycopg.DataError
 """A value that a column cannot hold."""
 StillReferenced = psycopg.errors.ForeignKeyViolation
 """A row refers to one that is gone, or one that is to go is still referred to."""
+TakesTooLong = psycopg.errors.QueryCanceled
+"""A statement ran into its deadline. psycopg derives it from what is `ConnectionLost` here."""
 RolledBack = (psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected)
 """The server gave this transaction up for another's sake: nothing of it happened. psycopg derives
 them from what is `ConnectionLost` here, so they are caught before it.

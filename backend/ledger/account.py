@@ -46,7 +46,7 @@ REFUSALS_PER_HOUR: Final = 60
 HOUR_US: Final = 3_600_000_000
 
 
-class Hold(msgspec.Struct, frozen=True, array_like=True):
+class Hold(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
     """Points set aside for one request that has no outcome yet."""
 
     amount_upt: int
@@ -61,7 +61,7 @@ class Hold(msgspec.Struct, frozen=True, array_like=True):
     quota: Quota | None = None
 
 
-class Spent(msgspec.Struct, frozen=True, array_like=True):
+class Spent(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
     """What a key with a quota was charged in the period that began then."""
 
     period_us: int
@@ -91,7 +91,7 @@ AccountEvent = (
 )
 
 
-class Account(msgspec.Struct, frozen=True, omit_defaults=True):
+class Account(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """Totals in micro-points since the account was opened, and the open holds by request id."""
 
     person: int = 0
@@ -187,7 +187,8 @@ def _of_request(state: Account, event: RequestEvent, at_us: int) -> Account:
             return _extended(state, event)
         case UsageLate():
             shortfall_upt = state.shortfall_upt + _counted(event.shortfall_upt)
-            return _charged(_with(state, shortfall_upt=shortfall_upt), event.amount_upt)
+            state = _charged(_with(state, shortfall_upt=shortfall_upt), event.amount_upt)
+            return _spent(state, event.key, event.quota, event.amount_upt)
         case ShortfallRecorded():
             return _with(state, shortfall_upt=state.shortfall_upt + _counted(event.amount_upt))
         case RequestRefused():
@@ -271,15 +272,7 @@ def _settled(state: Account, event: HoldSettled) -> Account:
     if not 0 <= event.amount_upt <= hold.amount_upt:
         raise ImpossibleHistory(f"I4: {event.request_id} is charged more than was held")
     state = _charged(_without_hold(state, event.request_id, hold), event.amount_upt)
-    quota = hold.quota
-    if quota is None:
-        return state
-    spent = state.spending.get(hold.key, Spent(quota.period_us, 0))
-    if spent.period_us > quota.period_us:
-        return state  # a newer period has begun since
-    before_upt = spent.amount_upt if spent.period_us == quota.period_us else 0
-    spent = Spent(quota.period_us, before_upt + event.amount_upt)
-    return _with(state, spending={**state.spending, hold.key: spent})
+    return _spent(state, hold.key, hold.quota, event.amount_upt)
 
 
 def _released(state: Account, event: HoldReleased) -> Account:
@@ -293,6 +286,18 @@ def _without_hold(state: Account, request_id: str, hold: Hold) -> Account:
     holds = dict(state.holds)
     del holds[request_id]
     return _with(state, held_upt=state.held_upt - hold.amount_upt, holds=holds)
+
+
+def _spent(state: Account, key: int, quota: Quota | None, amount_upt: int) -> Account:
+    """Counts a charge in its key's quota."""
+    if quota is None:
+        return state
+    spent = state.spending.get(key, Spent(quota.period_us, 0))
+    if spent.period_us > quota.period_us:
+        return state  # a newer period has begun since
+    before_upt = spent.amount_upt if spent.period_us == quota.period_us else 0
+    spent = Spent(quota.period_us, before_upt + amount_upt)
+    return _with(state, spending={**state.spending, key: spent})
 
 
 def _charged(state: Account, amount_upt: int) -> Account:

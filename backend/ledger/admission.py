@@ -22,7 +22,7 @@ from backend.ledger.refusals import (
 )
 from backend.ledger.subscription import plan_use
 from schemas.ids import ChannelId, RequestId
-from schemas.ledger import PointsHeld, RefusalReason, RequestRefused
+from schemas.ledger import RELAY_PURPOSES, PointsHeld, RefusalReason, RequestRefused
 from schemas.money import MicroPoints
 from schemas.plans import LEVEL_NAMES, NORMAL, OfferedGroup, OfferedPlan, PlanUse, Quota
 from schemas.prices import Free, Price, PriceRef, Terms, bound_upt, minimum_upt
@@ -52,8 +52,6 @@ class HoldAsked(msgspec.Struct, frozen=True):
     lease_s: int
     concurrency: int | None = None
     """Of the whole account; None: no limit."""
-    by_relay: bool = True
-    """A plan pays for calls of the relay API only where it says so."""
     plans: Mapping[int, OfferedPlan] = NO_PLANS
     groups: Mapping[str, OfferedGroup] = NO_GROUPS
 
@@ -79,7 +77,13 @@ def decide_hold(state: Account, version: int, asked: HoldAsked, at_us: int) -> D
         terms = Terms(at_us, group, offered.version, offered.group.multiplier_ppm)
     use = None
     if not isinstance(asked.price, Free):
-        use = plan_use(state.subscription, asked.plans, asked.model, at_us, by_relay=asked.by_relay)
+        use = plan_use(
+            state.subscription,
+            asked.plans,
+            asked.model,
+            at_us,
+            by_relay=asked.purpose.startswith(RELAY_PURPOSES),
+        )
     if use is not None:
         return _accept(asked, MicroPoints(0), terms, use, None)
     return _held_in_points(state, asked, terms, at_us)

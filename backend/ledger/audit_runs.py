@@ -51,7 +51,8 @@ WHERE id = %(id)s AND attempt = %(attempt)s AND status = 'running' RETURNING id
 """
 END: Final = """
 UPDATE audit_runs SET status = %(status)s, report = %(report)s::text::jsonb, error = %(error)s,
-    notes = %(notes)s, lease_until = NULL, finished_at = clock_timestamp()
+    phase = %(phase)s, done = %(done)s, total = %(total)s, notes = %(notes)s, lease_until = NULL,
+    finished_at = clock_timestamp()
 WHERE id = %(id)s AND attempt = %(attempt)s AND status = 'running'
 """
 GIVE_BACK: Final = """
@@ -135,7 +136,7 @@ async def note_run(pool: Pool, run: AuditRun, progress: AuditProgress, lease_s: 
 async def end_run(
     pool: Pool,
     run: AuditRun,
-    notes: tuple[str, ...],
+    progress: AuditProgress,
     *,
     report: str | None = None,
     error: str | None = None,
@@ -147,7 +148,10 @@ async def end_run(
         "status": "failed" if report is None else "done",
         "report": report,
         "error": error,
-        "notes": list(notes),
+        "phase": progress.phase,
+        "done": progress.done,
+        "total": progress.total,
+        "notes": list(progress.notes),
     }
     async with pool.connection() as connection:
         await connection.execute(END, arguments)

@@ -11,7 +11,7 @@ from backend.ledger.account import ImpossibleHistory
 from schemas.ledger import CodeIssued, CodeKind, CodeRedeemed, CodeVoided
 
 
-class Code(msgspec.Struct, frozen=True, omit_defaults=True):
+class Code(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     kind: CodeKind = CodeKind.REDEEM
     amount_upt: int = 0
     type: str = ""

@@ -26,7 +26,7 @@ from backend.ledger.refusals import (
     NoSuchHold,
     TooMuch,
 )
-from schemas.ids import PersonId, RequestId
+from schemas.ids import KeyId, PersonId, RequestId
 from schemas.ledger import (
     AccountOpened,
     GrantKind,
@@ -40,7 +40,7 @@ from schemas.ledger import (
     UsageLate,
 )
 from schemas.money import AMOUNT_UPT_MAX, MicroPoints
-from schemas.plans import PlanUse
+from schemas.plans import PlanUse, Quota
 from schemas.prices import PLAIN_TERMS, Price, PriceRef, Terms, cost_of
 from schemas.usage import Basis, Usage
 
@@ -86,6 +86,8 @@ class SettleAsked(msgspec.Struct, frozen=True):
     terms: Terms = PLAIN_TERMS
     """Of the hold; read only where the hold is gone: usage that comes after a sweep."""
     plan: PlanUse | None = None
+    key: KeyId = KeyId(0)
+    quota: Quota | None = None
 
 
 def due_of(price: Price, usage: Usage, terms: Terms, plan: PlanUse | None) -> MicroPoints:
@@ -154,7 +156,7 @@ def decide_late(
     if version == 0:
         return Refuse(NoSuchAccount())
     due_upt = max(0, due_of(asked.price, asked.usage, asked.terms, asked.plan) - accounted_upt)
-    charged_upt = min(due_upt, state.available_upt)
+    charged_upt = min(due_upt, within_quota_upt(state, asked.key, asked.quota))
     event = UsageLate(
         request_id=asked.request_id,
         sweep_event_id=sweep_event_id,
@@ -166,15 +168,22 @@ def decide_late(
         served=asked.served,
         terms=asked.terms,
         plan=asked.plan,
+        key=asked.key,
+        quota=asked.quota,
     )
     return Accept(((0, event),))
 
 
 def reach_upt(state: Account, hold: Hold) -> int:
     """What may still be held for a request: all that is available, or left of its key's quota."""
-    if hold.quota is None:
+    return within_quota_upt(state, hold.key, hold.quota)
+
+
+def within_quota_upt(state: Account, key: int, quota: Quota | None) -> int:
+    """What a key may spend of what is available."""
+    if quota is None:
         return state.available_upt
-    return max(0, min(state.available_upt, state.quota_left_upt(hold.key, hold.quota)))
+    return max(0, min(state.available_upt, state.quota_left_upt(key, quota)))
 
 
 def _at_home(events: Sequence[Any]) -> tuple[tuple[int, Any], ...]:

@@ -7,13 +7,20 @@ from __future__ import annotations
 
 from typing import Any, LiteralString
 
-from backend.kit.postgres import Connection
+from backend.kit.postgres import Connection, TakesTooLong
+from schemas.errors import BadRequest
 
 
 async def fetch_planned(
     connection: Connection, query: LiteralString, arguments: dict[str, Any]
 ) -> list[tuple[Any, ...]]:
-    """All rows of one query, in PostgreSQL's binary format, never by a stored plan."""
+    """All rows of one query, in PostgreSQL's binary format, never by a stored plan.
+
+    Raises BadRequest for a question that takes longer than a statement may.
+    """
     async with connection.cursor(binary=True) as cursor:
-        await cursor.execute(query, arguments, prepare=False)
+        try:
+            await cursor.execute(query, arguments, prepare=False)
+        except TakesTooLong as error:
+            raise BadRequest("That is too much at once: choose a shorter time.") from error
         return await cursor.fetchall()

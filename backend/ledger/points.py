@@ -64,7 +64,7 @@ from schemas.ledger import (
     UsageLate,
 )
 from schemas.money import MicroPoints, format_points
-from schemas.plans import NORMAL, PlanUse
+from schemas.plans import NORMAL, PlanUse, Quota
 from schemas.prices import Terms
 from schemas.registry import decode
 
@@ -85,6 +85,8 @@ class Held(msgspec.Struct, frozen=True):
     terms: Terms
     plan: PlanUse | None
     """A subscription pays."""
+    quota: Quota | None
+    """The key's own spending limit."""
 
 
 class Charged(msgspec.Struct, frozen=True):
@@ -321,7 +323,7 @@ def _held_of(asked: HoldAsked, events: tuple[object, ...], states: tuple[object,
                 hold = state.holds.get(event.request_id)
                 more_upt = 0 if hold is None else reach_upt(state, hold)
                 reach = MicroPoints(event.amount_upt + more_upt)
-            return Held(event.amount_upt, reach, group, event.terms, event.plan)
+            return Held(event.amount_upt, reach, group, event.terms, event.plan, event.quota)
     raise AssertionError("a hold lands as PointsHeld or RequestRefused")
 
 

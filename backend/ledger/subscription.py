@@ -26,7 +26,7 @@ AHEAD_MONTHS_MAX: Final = 120
 _S_US: Final = 1_000_000
 
 
-class Purchase(msgspec.Struct, frozen=True):
+class Purchase(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The last one: a second click within seconds is the same purchase."""
 
     at_us: int
@@ -34,7 +34,7 @@ class Purchase(msgspec.Struct, frozen=True):
     months: int
 
 
-class Subscription(msgspec.Struct, frozen=True, omit_defaults=True):
+class Subscription(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """Of one account; over when its last segment is."""
 
     level: int

@@ -56,14 +56,6 @@ from schemas.registry import Event
 from schemas.usage import Usage
 
 
-class _Swept(msgspec.Struct):
-    """A request that a sweep ended, and what of its cost the sweep accounted for."""
-
-    request_id: str
-    accounted_upt: int
-    """Charged and fallen short."""
-
-
 class Open(msgspec.Struct, array_like=True, gc=False):
     """A hold: how much, and on what terms it must end."""
 
@@ -71,6 +63,15 @@ class Open(msgspec.Struct, array_like=True, gc=False):
     terms: Terms = PLAIN_TERMS
     plan: PlanUse | None = None
     price: PriceRef | None = None
+
+
+class _Swept(msgspec.Struct):
+    """A request that a sweep ended, and what of its cost the sweep accounted for."""
+
+    request_id: str
+    accounted_upt: int
+    """Charged and fallen short."""
+    held: Open
 
 
 class _Charge(msgspec.Struct):
@@ -257,11 +258,12 @@ class Books:
             return
         if event.amount_upt < 0:
             self._note(SETTLE_BOUNDS, row, "a hold is negative")
-        if event.terms.at_us not in (0, row.at_us):
+        # Schema 1 knew no terms.
+        if event.terms.at_us != row.at_us and not (row.schema == 1 and event.terms.at_us == 0):
             self._note(PROVENANCE, row, "the terms are those of another time")
         self._groups.applied(row, event.terms)
         if event.plan is not None:
-            self._plans.used(row, book.plan, event.plan)
+            self._plans.used(row, book.plan, event, event.plan)
         book.holds[event.request_id] = Open(event.amount_upt, event.terms, event.plan, event.price)
         book.held_upt += event.amount_upt
 
@@ -277,9 +279,7 @@ class Books:
         hold = self._ended(book, row, event.request_id)
         if not 0 <= event.amount_upt <= hold.amount_upt:
             self._note(SETTLE_BOUNDS, row, f"charged {event.amount_upt} of {hold.amount_upt} held")
-        held = (hold.terms, hold.plan, event.price if hold.price is None else hold.price)
-        if (event.terms, event.plan, event.price) != held:
-            self._note(PROVENANCE, row, "settled on other terms than it was held on")
+        self._check_terms(row, event, hold)
         self._earn(book, event.amount_upt)
         book.charge = _Charge(
             row.stream,
@@ -292,7 +292,7 @@ class Books:
             event.plan,
         )
         if event.swept:
-            book.charge.swept = _Swept(event.request_id, event.amount_upt)
+            book.charge.swept = _Swept(event.request_id, event.amount_upt, hold)
             self._swept[row.event_id] = book.charge.swept
 
     def _released(self, book: Book, row: Recorded, event: HoldReleased) -> None:
@@ -300,7 +300,7 @@ class Books:
         if hold.plan is not None:
             self._plans.given_back(book.plan, hold.plan)
         if event.reason is ReleaseReason.SWEPT:
-            self._swept[row.event_id] = _Swept(event.request_id, 0)
+            self._swept[row.event_id] = _Swept(event.request_id, 0, hold)
 
     def _fell_short(self, book: Book, row: Recorded, event: ShortfallRecorded) -> None:
         if book.charge is None or book.charge.request_id != event.request_id:
@@ -314,9 +314,10 @@ class Books:
         swept = self._swept.pop(event.sweep_event_id, None)
         if swept is None or swept.request_id != event.request_id:
             self._note(ONE_OUTCOME, row, f"no sweep ended request {event.request_id}")
-            swept = _Swept(event.request_id, 0)
+            swept = _Swept(event.request_id, 0, Open(0))
         if row.command_id != _named_by(late_command_id, event.request_id):
             self._note(ONE_OUTCOME, row, "late usage under a command that is not its request's")
+        self._check_terms(row, event, swept.held)
         if event.amount_upt < 0:
             self._note(SETTLE_BOUNDS, row, "a late charge is negative")
         self._earn(book, event.amount_upt)
@@ -332,6 +333,12 @@ class Books:
             swept.accounted_upt,
         )
         self._reprice(book)
+
+    def _check_terms(self, row: Recorded, event: HoldSettled | UsageLate, held: Open) -> None:
+        if held.price is None:
+            return  # There was no hold, and that is noted.
+        if (event.terms, event.plan, event.price) != (held.terms, held.plan, held.price):
+            self._note(PROVENANCE, row, "charged on other terms than it was held on")
 
     def _ended(self, book: Book, row: Recorded, request_id: RequestId) -> Open:
         """Takes out the hold; one of nothing if there was none."""

@@ -1,6 +1,6 @@
 """Subscriptions from the events alone: what was paid and credited, and calls that plans paid for.
 
-Pure. It does its own arithmetic, in exact fractions, and trusts none of the ledger's.
+Pure. It does its own arithmetic of money, in exact fractions; only the calendar is the ledger's.
 """
 
 from __future__ import annotations
@@ -10,9 +10,18 @@ from typing import Final
 
 import msgspec
 
+from backend.ledger.quota import CLOCKS_DIFFER_US
+from backend.ledger.subscription import add_months, period_of
 from projections.audit.report import PLANS, Findings
 from schemas.event import Recorded
-from schemas.ledger import PlanBought, PlanChanged, PlanExpired, PlanRenewed
+from schemas.ledger import (
+    RELAY_PURPOSES,
+    PlanBought,
+    PlanChanged,
+    PlanExpired,
+    PlanRenewed,
+    PointsHeld,
+)
 from schemas.plans import UNLIMITED, Plan, PlanRef, PlanUse, Segment
 from schemas.prices import PPM
 
@@ -24,6 +33,10 @@ class Line(msgspec.Struct, array_like=True):
 
     level: int
     segments: list[Segment]
+    time_zone: str
+    anchor_us: int
+    term_us: int
+    term_months: int
     carry: int = 0
     period_us: int = 0
     used: dict[str, int] = {}
@@ -46,12 +59,23 @@ class _Most(msgspec.Struct, array_like=True):
     version: int
 
 
+class _Covered(msgspec.Struct, frozen=True, array_like=True):
+    """What a plan's version must say for a call that it paid for."""
+
+    level: int
+    version: int
+    item: str
+    model: str
+    by_relay: bool
+
+
 class PlansSaved(msgspec.Struct, array_like=True):
     """All that the books know, to go on with."""
 
     plans: list[tuple[int, int, Plan]]
     paid: list[tuple[_Paid, str, int]]
     most: list[tuple[int, int, str, _Most]]
+    covered: list[tuple[_Covered, str, int]]
 
 
 class PlanBooks:
@@ -62,6 +86,7 @@ class PlanBooks:
         self._plans: Final[dict[tuple[int, int], Plan]] = {}
         self._paid: Final[dict[_Paid, tuple[str, int]]] = {}
         self._most: Final[dict[tuple[int, int, str], _Most]] = {}
+        self._covered: Final[dict[_Covered, tuple[str, int]]] = {}
 
     def defined(self, level: int, version: int, plan: Plan) -> None:
         self._plans[level, version] = plan
@@ -70,22 +95,28 @@ class PlanBooks:
         """The line after it, and what was charged."""
         if line is not None:
             self._note(row, "a plan is bought where there is one")
-        return self._begun(row, event.plan, event.months, event.segment), event.segment.paid_upt
+        if event.anchor_us != event.segment.from_us:
+            self._note(row, "periods are counted from another time than the purchase")
+        begun = self._begun(row, event.plan, event.months, event.segment, event.time_zone)
+        return begun, event.segment.paid_upt
 
     def renewed(self, row: Recorded, line: Line | None, event: PlanRenewed) -> tuple[Line, int]:
         if line is None or line.level != event.plan.level:
             self._note(row, "a plan is renewed that is not had")
-            return self._begun(row, event.plan, event.months, event.segment), event.segment.paid_upt
+            begun = self._begun(row, event.plan, event.months, event.segment, "UTC")
+            return begun, event.segment.paid_upt
         if event.segment.from_us != line.segments[-1].until_us:
             self._note(row, "renewed time does not begin where the old ends")
         self._pay(row, event.plan, event.months, event.segment)
+        line.term_months += event.months
+        self._check_end(row, line, event.segment)
         kept = [segment for segment in line.segments if segment.until_us > row.at_us]
         line.segments = [*kept, event.segment]
         return line, event.segment.paid_upt
 
     def changed(self, row: Recorded, line: Line | None, event: PlanChanged) -> tuple[Line, int]:
         """What was left of the old level is credited, to a thousand-millionth of a micro-point."""
-        after = self._begun(row, event.plan, event.months, event.segment)
+        after = self._begun(row, event.plan, event.months, event.segment, event.time_zone)
         charged_upt = event.segment.paid_upt - event.credit_upt
         if line is None:
             self._note(row, "a plan is changed where there is none")
@@ -98,20 +129,33 @@ class PlanBooks:
         if not 0 <= lost <= Fraction(len(line.segments), CARRY) or not 0 <= event.carry < CARRY:
             whole_upt = value.numerator // value.denominator
             self._note(row, f"credits {event.credit_upt} where {whole_upt} was left")
-        after.carry, after.period_us, after.used = event.carry, line.period_us, line.used
+        if event.time_zone != line.time_zone:
+            self._note(row, "a change moves the periods to another time zone")
+        after.anchor_us, after.carry = line.anchor_us, event.carry
+        after.period_us, after.used = line.period_us, line.used
         return after, charged_upt
 
     def expired(self, row: Recorded, line: Line | None, event: PlanExpired) -> None:
         if line is None or line.segments[-1].until_us > row.at_us:
             self._note(row, "a plan expires that is not over")
 
-    def used(self, row: Recorded, line: Line | None, use: PlanUse) -> None:
+    def used(self, row: Recorded, line: Line | None, event: PointsHeld, use: PlanUse) -> None:
         """A call that a plan pays for."""
+        by_relay = event.purpose.startswith(RELAY_PURPOSES)
+        covered = _Covered(use.plan.level, use.plan.version, use.item, event.model, by_relay)
+        self._covered.setdefault(covered, (row.stream, row.version))
         if line is None or line.level != use.plan.level:
             self._note(row, "a plan pays that is not had")
             return
         if line.segments[-1].until_us <= row.at_us:
             self._note(row, "a plan pays that is over")
+        # Clocks may be an hour apart, and a period that has begun is not left again.
+        nearest = {
+            period_of(line.anchor_us, line.time_zone, at_us)
+            for at_us in (row.at_us, row.at_us + CLOCKS_DIFFER_US)
+        }
+        if use.period_us not in nearest:
+            self._note(row, "a call is counted in another period than its own")
         if use.period_us != line.period_us:
             line.period_us, line.used = use.period_us, {}
         calls = line.used[use.item] = line.used.get(use.item, 0) + 1
@@ -141,11 +185,18 @@ class PlanBooks:
                 what = f"{most.calls} calls of item {item_id!r}, which has {calls} a month"
                 self._findings.add(PLANS, most.stream, most.version, what)
 
+        for covered, (stream, version) in self._covered.items():
+            plan = self._plans.get((covered.level, covered.version))
+            if plan is None or not _covers(plan, covered):
+                what = f"item {covered.item!r} does not pay for model {covered.model!r} here"
+                self._findings.add(PLANS, stream, version, what)
+
     def saved(self) -> PlansSaved:
         return PlansSaved(
             [(*name, plan) for name, plan in self._plans.items()],
             [(paid, *place) for paid, place in self._paid.items()],
             [(*name, most) for name, most in self._most.items()],
+            [(covered, *place) for covered, place in self._covered.items()],
         )
 
     def resume(self, saved: PlansSaved) -> None:
@@ -155,12 +206,23 @@ class PlanBooks:
             self._paid[paid] = (stream, version)
         for level, version, item, most in saved.most:
             self._most[level, version, item] = most
+        for covered, stream, version in saved.covered:
+            self._covered[covered] = (stream, version)
 
-    def _begun(self, row: Recorded, plan: PlanRef, months: int, segment: Segment) -> Line:
+    def _begun(
+        self, row: Recorded, plan: PlanRef, months: int, segment: Segment, time_zone: str
+    ) -> Line:
         if segment.from_us != row.at_us:
             self._note(row, "a plan begins at another time than it is bought")
         self._pay(row, plan, months, segment)
-        return Line(plan.level, [segment])
+        line = Line(plan.level, [segment], time_zone, segment.from_us, segment.from_us, months)
+        self._check_end(row, line, segment)
+        return line
+
+    def _check_end(self, row: Recorded, line: Line, segment: Segment) -> None:
+        """So many months were paid, and so many calendar months later they end."""
+        if segment.until_us != add_months(line.term_us, line.term_months, line.time_zone):
+            self._note(row, "paid time ends at another moment than its months do")
 
     def _pay(self, row: Recorded, plan: PlanRef, months: int, segment: Segment) -> None:
         paid = _Paid(plan.level, plan.version, months, segment.paid_upt)
@@ -176,3 +238,9 @@ def _price_of(plan: Plan, months: int) -> int:
     taken_off = Fraction(dict(plan.discounts).get(months, 0), PPM)
     price = full * (1 - taken_off)
     return -(-price.numerator // price.denominator)
+
+
+def _covers(plan: Plan, covered: _Covered) -> bool:
+    if covered.by_relay and not plan.relay:
+        return False
+    return any(item.id == covered.item and covered.model in item.models for item in plan.items)

@@ -90,7 +90,7 @@ async def yes(export: Export) -> bool:
 
 
 def exporter(pool: Pool, data_dir: Path, **more: Any) -> Exporter:
-    given = {"rest_factor": 0.0, "page_rows": 1_000, **more}
+    given: dict[str, Any] = {"rest_factor": 0.0, "page_rows": 1_000, **more}
     return Exporter(pool, data_dir, CLOCK, SystemRandomness(), yes, **given)
 
 

@@ -8,14 +8,19 @@ from typing import Any
 from uuid import UUID
 
 import msgspec
+import psycopg
 import pytest
+from msgspec.structs import asdict
 
 from backend.kit.postgres import Pool
+from backend.ledger import request_log, statements
 from backend.ledger.account import ACCOUNT
 from backend.ledger.export_pages import pages_of
 from backend.ledger.exports import Export, ExportFormat, ExportKind
 from backend.ledger.log_entries import find_entry, list_entries, list_stream_entries
+from backend.ledger.planned import fetch_planned
 from backend.ledger.record_filters import (
+    FIRST_REQUEST,
     KINDS,
     NEWEST_VERSION,
     EntryFilter,
@@ -44,6 +49,19 @@ from schemas.registry import decode
 from tests.integration.projection_ground import feed, open_pool
 from tests.projection_log import History, insert_log
 
+FILL_STATEMENT = b"""
+INSERT INTO read.statement (stream, version, kind, amount_upt, balance_upt, at_us, event_id,
+    command_id, shard, model, price_model, price_version, basis, swept)
+SELECT 'account:' || mod(n, 20), n, 'settle', -1500, 1000000, 1700000000000000 + n,
+    gen_random_uuid(), gen_random_uuid(), 3, 'gpt', 'gpt', 3, 'reported', false
+FROM generate_series(1, 20000) n
+"""
+FILL_REQUESTS = b"""
+INSERT INTO read.requests SELECT 'account:' || mod(n, 20), gen_random_uuid(), 'settled', 7, 'gpt',
+    'gpt', 3, 'relay.chat', true, 1, 1, 0, 0, 1, 1, 1, 1, 1, 'reported', 8, 'gpt', 200, NULL, NULL,
+    1, false, 1700000000000000 + n, 1, 1, 1, n, '', 1, NULL, NULL, NULL, 0, 0, 0, 0, 0
+FROM generate_series(1, 20000) n
+"""
 ACCOUNTS = ("account:1", "account:2", "account:3", "account:4")
 HOUR_US = 3_600_000_000
 
@@ -268,6 +286,40 @@ async def exported(
         None,
     )  # fmt: skip
     return [line async for page in pages_of(pool, export, 17) for line in page]
+
+
+async def test_pages_are_read_by_index_whatever_is_not_asked_for(database: Any, pool: Pool) -> None:
+    with psycopg.connect(database.superuser_url, autocommit=True) as connection:
+        connection.execute(FILL_STATEMENT)
+        connection.execute(FILL_REQUESTS)
+        connection.execute(b"ANALYZE read.statement, read.requests")
+        own, every = StatementFilter("account:5"), StatementFilter()
+        at = StatementPlace(stream="account:5", version=9_000)
+        place = {"started_us": 1_700_000_000_009_000, "at_request": FIRST_REQUEST}
+        for query, arguments in (
+            (statements.LIST_OF_ACCOUNT, {**asdict(own), **asdict(StatementPlace())}),
+            (statements.LIST_OF_ALL, {**asdict(every), **asdict(StatementPlace())}),
+            (statements.LIST_ONWARD, {**asdict(own), **asdict(at)}),
+            (statements.LIST_ONWARD, {**asdict(every), **asdict(at)}),
+            (request_log.LIST_NEWEST, {**asdict(RequestFilter("account:5")), **place}),
+            (request_log.LIST_NEWEST, {**asdict(RequestFilter()), **place}),
+            (request_log.LIST_ONWARD, {**asdict(RequestFilter()), **place}),
+        ):
+            plan = connection.execute(
+                b"EXPLAIN " + query.encode(), {**arguments, "limit": 50}
+            ).fetchall()
+            text = "\n".join(str(line) for (line,) in plan)
+            assert "Sort" not in text, text
+            assert "Seq Scan" not in text, text
+            assert "Index" in text
+
+
+async def test_a_question_that_takes_too_long_is_refused_and_not_an_outage(pool: Pool) -> None:
+    async with pool.connection() as connection:
+        await connection.execute("SET statement_timeout = 30")
+        with pytest.raises(BadRequest, match="too much at once"):
+            await fetch_planned(connection, "SELECT pg_sleep(%(wait_s)s)", {"wait_s": 5})
+        await connection.execute("RESET statement_timeout")
 
 
 async def test_the_log_is_explored_by_stream_and_as_a_whole(database: Any, pool: Pool) -> None:

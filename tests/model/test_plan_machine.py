@@ -146,7 +146,7 @@ class PlanMachine(RuleBasedStateMachine):
         price = PRICES[model]
         asked = hold_asked(
             request, price, model=model, price_ref=PriceRef(model, 1), output_limit=500,
-            by_relay=by_relay, plans=PLANS, groups=GROUPS,
+            purpose="relay.chat" if by_relay else "chat", plans=PLANS, groups=GROUPS,
         )  # fmt: skip
         answer = self.decided(lambda s, v: decide_hold(s, v, asked, at_us), UUID(request))
         assert isinstance(answer, tuple)

@@ -7,7 +7,7 @@ import json
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, LiteralString
 from urllib.parse import urlencode
 
 import msgspec
@@ -143,8 +143,11 @@ class Ground:
         return await self.site.send(route.method, address, kept, data)
 
     async def event_count(self) -> int:
+        return await self.count(COUNT_EVENTS)
+
+    async def count(self, query: LiteralString) -> int:
         async with await connect(self.site.database.app_url, application="test") as connection:
-            row = await (await connection.execute(COUNT_EVENTS)).fetchone()
+            row = await (await connection.execute(query)).fetchone()
         assert row is not None
         return row[0]
 

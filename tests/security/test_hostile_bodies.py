@@ -75,8 +75,11 @@ def faults(route: Route, reply: Reply, what: str) -> list[str]:
     problem = reply.json if is_ours else reply.json["error"]
     sentence = problem["detail" if is_ours else "message"]
     is_clear = reply.headers["content-type"] == shape and problem["code"] and sentence
+    is_named = bool(reply.headers.get("x-request-id")) and (
+        not is_ours or problem["request_id"] == reply.headers["x-request-id"]
+    )
     leaks = [inside for inside in INSIDES if inside in reply.body.decode()]
-    return [said] if not is_clear or leaks or len(reply.body) > 2_000 else []
+    return [said] if not is_clear or not is_named or leaks or len(reply.body) > 2_000 else []
 
 
 # Fields
@@ -128,6 +131,16 @@ async def test_what_is_no_amount_of_points_moves_none(ground: Ground) -> None:
     assert not wrong, "\n".join(wrong)
     assert tried >= 2 * len(NOT_AMOUNTS)
     assert await ground.event_count() == before
+
+
+async def test_a_grant_to_nobody_leaves_nothing_behind(ground: Ground) -> None:
+    (grants,) = (route for route in with_bodies(ground) if route.path.endswith("/grants"))
+    before = await ground.count("SELECT count(*) FROM data_keys")
+    for person in (0, 987_654_321, -1):
+        body = json.dumps({"person": person, "points": "1", "reason": "because"}).encode()
+        reply = await post(ground, grants, body)
+        assert (reply.status, reply.json["code"]) == (404, "not_found")
+    assert await ground.count("SELECT count(*) FROM data_keys") == before
 
 
 def replaced(value: Any) -> Iterator[Any]:

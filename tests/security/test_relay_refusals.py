@@ -11,11 +11,8 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-import structlog
 
 from backend.http.body import SlowBody, read_body
-from backend.kit.logs import configure_logs
-from backend.kit.settings import LogSettings
 from schemas.ledger import RequestRefused
 from schemas.prices import PerCall
 from tests.conftest import Server
@@ -46,15 +43,6 @@ async def site(
 async def upstream() -> AsyncIterator[FakeUpstream]:
     async with FakeUpstream() as running:
         yield running
-
-
-@pytest.fixture
-def logged() -> Iterator[io.StringIO]:
-    """Everything that our logs and the libraries' say meanwhile."""
-    stream = io.StringIO()
-    configure_logs(LogSettings(level="debug"), stream)
-    yield stream
-    structlog.reset_defaults()
 
 
 def assert_refused(reply: Reply, status: int, code: str) -> str:

@@ -13,6 +13,7 @@ import msgspec
 import pytest
 import pytest_asyncio
 
+from backend.http.front import HOT_PATHS
 from schemas.errors import BadRequest
 from schemas.identity import Scope
 from tests.conftest import Server
@@ -85,6 +86,10 @@ async def test_whoever_may_enter_does(ground: Ground) -> None:
         reply = await ground.call(route, example_of(ground, route), headers)
         said = f"{route.name}: {reply.status} {reply.body[:300]!r}"
         assert reply.status < 500, said
+        assert reply.headers["x-request-id"], said
+        if route.path not in HOT_PATHS:
+            assert reply.headers["x-content-type-options"] == "nosniff", said
+            assert reply.headers["cache-control"] == "no-store", said
         assert reply.status not in (400, 401, 403, 405, 415), said
         if reply.status == 404 and route.scopes:
             # The code and the batch of the examples are nobody's; ids in paths are somebody's.

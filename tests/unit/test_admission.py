@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+from uuid import UUID
 
+import msgspec
 import pytest
 
 from backend.journal.commands import Accept, Refuse
@@ -13,6 +15,7 @@ from backend.ledger.admission import HoldAsked, decide_hold, group_of
 from backend.ledger.decide import (
     SettleAsked,
     decide_extend,
+    decide_late,
     decide_release,
     decide_settle,
 )
@@ -148,7 +151,7 @@ def test_the_relay_uses_a_plan_only_where_it_says_so() -> None:
     state = subscriber(left_upt=POINT)
     closed = {1: OfferedPlan(Plan("B", MicroPoints(1), plans(2)[1].plan.items), PlanRef(1, 1))}
     assert first(decide_hold(state, 3, asked("1", plans=closed), AT_US)).plan is None
-    by_chat = asked("1", plans=closed, by_relay=False)
+    by_chat = asked("1", plans=closed, purpose="chat")
     assert first(decide_hold(state, 3, by_chat, AT_US)).plan is not None
 
 
@@ -284,3 +287,20 @@ def test_clocks_that_differ_do_not_begin_a_keys_day_twice() -> None:
         state = after(state, decide_settle(state, settle(f"r{number}", output=1)), at_us)
         spent += 1
     assert spent == 3
+
+
+def test_what_is_charged_late_counts_in_the_keys_quota_and_stays_within_it() -> None:
+    key = KeyTerms(KeyId(1), quota_upt=3 * POINT)
+    state = with_upt(100 * POINT)
+    state = after(state, decide_hold(state, 2, asked("1", key=key), AT_US))
+    quota = state.holds[RequestId("1")].quota
+    swept = decide_release(state, RequestId("1"), ReleaseReason.SWEPT, Served())
+    state = after(state, swept)
+    dear = msgspec.structs.replace(
+        settle("1", PerCall(9 * POINT * 1_000)), key=KeyId(1), quota=quota
+    )
+    late = decide_late(state, 5, dear, UUID(int=1), 0)
+    event = first(late)
+    assert (event.amount_upt, event.shortfall_upt) == (3 * POINT, 6 * POINT)
+    state = after(state, late)
+    assert isinstance(first(decide_hold(state, 6, asked("2", key=key), AT_US)), RequestRefused)

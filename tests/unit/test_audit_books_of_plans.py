@@ -7,6 +7,7 @@ from uuid import UUID
 
 import msgspec
 
+from backend.ledger.subscription import add_months
 from projections.audit.books import Books
 from projections.audit.report import PLANS, PROVENANCE, SINGLE_USE, Findings
 from projections.verifying import Line
@@ -40,8 +41,10 @@ from tests.given import MODEL, PER_TOKEN, POINT, REF, granted_event, new_request
 CODE = "code:00"
 USE = UUID(int=5)
 AT = 1_000_000
+MONTH = add_months(AT, 1, "UTC") - AT
+HALF = AT + MONTH // 2
 ITEM = PlanItem("chat", "Chat", (MODEL,), 1)
-PLAN = Plan("Basic", MicroPoints(100), (ITEM,), discounts=((12, 500_000),))
+PLAN = Plan("Basic", MicroPoints(100), (ITEM,), relay=True, discounts=((12, 500_000),))
 REF_1, REF_2 = PlanRef(1, 1), PlanRef(2, 1)
 REQUEST = new_request()
 USAGE = Usage(input=100, output=100)
@@ -89,12 +92,12 @@ def gift(source: str = CODE) -> GiftTaken:
     return GiftTaken("new year", MicroPoints(7), source)
 
 
-def segment(from_us: int = AT, until_us: int = AT + 100, paid_upt: int = 100) -> Segment:
-    return Segment(from_us, until_us, MicroPoints(paid_upt))
+def segment(from_us: int = AT, months: int = 1, paid_upt: int = 100) -> Segment:
+    return Segment(from_us, add_months(from_us, months, "UTC"), MicroPoints(paid_upt))
 
 
 def bought(paid_upt: int = 100, months: int = 1) -> PlanBought:
-    return PlanBought(REF_1, months, segment(paid_upt=paid_upt), AT, "UTC")
+    return PlanBought(REF_1, months, segment(AT, months, paid_upt), AT, "UTC")
 
 
 def held(plan: PlanUse | None = None, terms: Terms | None = None) -> PointsHeld:
@@ -161,13 +164,38 @@ def test_a_second_gift_of_a_type_is_found() -> None:
 
 def test_a_subscription_that_is_bought_renewed_changed_and_over_is_sound() -> None:
     passing = Passing().then(bought())
-    passing.then(PlanRenewed(REF_1, 12, segment(AT + 100, AT + 1_300, 600)), at_us=AT + 10)
-    credit_upt, carry = divmod((100 * 50 // 100 + 600) * 10**9, 10**9)
-    change = PlanChanged(
-        REF_2, 1, segment(AT + 50, AT + 150), "UTC", MicroPoints(credit_upt), carry
-    )
-    passing.then(change, at_us=AT + 50).then(PlanExpired(2), at_us=AT + 150)
+    year = Segment(AT + MONTH, add_months(AT, 13, "UTC"), MicroPoints(600))
+    passing.then(PlanRenewed(REF_1, 12, year), at_us=AT + 10)
+    change = PlanChanged(REF_2, 1, segment(HALF), "UTC", MicroPoints(650), 0)
+    passing.then(change, at_us=HALF)
+    passing.then(PlanExpired(2), at_us=add_months(HALF, 1, "UTC"))
     assert passing.failed() == {}
+
+
+def test_paid_time_ends_when_its_months_do() -> None:
+    too_long = PlanBought(REF_1, 1, segment(AT, 12, 100), AT, "UTC")
+    assert Passing().then(too_long).failed() == {PLANS: 1}
+    too_long = PlanRenewed(REF_1, 1, Segment(AT + MONTH, AT + 9 * MONTH, MicroPoints(100)))
+    assert Passing().then(bought()).then(too_long, at_us=AT + 10).failed() == {PLANS: 1}
+
+
+def test_a_change_keeps_the_periods_where_they_were() -> None:
+    change = PlanChanged(REF_2, 1, segment(HALF), "Asia/Shanghai", MicroPoints(50), 0)
+    assert PLANS in Passing().then(bought()).then(change, at_us=HALF).failed()
+    moved = PlanUse(REF_1, "chat", AT + 5)
+    assert Passing().then(bought()).then(held(moved, Terms(AT + 5)), at_us=AT + 5).failed() == {
+        PLANS: 1
+    }
+
+
+def test_a_plan_pays_for_its_own_models_and_where_it_says_so() -> None:
+    other = msgspec.structs.replace(held(BY_PLAN), model="other")
+    assert Passing().then(bought()).then(other).failed() == {PLANS: 1}
+    closed = PlanDefined(msgspec.structs.replace(PLAN, relay=False))
+    passing = Passing().then(closed, "plan:1")
+    use = PlanUse(PlanRef(1, 2), "chat", AT)
+    passing.then(PlanBought(PlanRef(1, 2), 1, segment(), AT, "UTC"))
+    assert passing.then(held(use)).failed() == {PLANS: 1}
 
 
 def test_a_price_that_a_plan_never_had_is_found() -> None:
@@ -178,12 +206,12 @@ def test_a_price_that_a_plan_never_had_is_found() -> None:
 def test_too_much_and_too_little_credit_are_found() -> None:
     for credit_upt in (49, 51):
         passing = Passing().then(bought())
-        change = PlanChanged(REF_2, 1, segment(AT + 50), "UTC", MicroPoints(credit_upt), 0)
-        assert passing.then(change, at_us=AT + 50).failed() == {PLANS: 1}
+        change = PlanChanged(REF_2, 1, segment(HALF), "UTC", MicroPoints(credit_upt), 0)
+        assert passing.then(change, at_us=HALF).failed() == {PLANS: 1}
 
 
 def test_a_subscription_that_ends_early_is_found() -> None:
-    passing = Passing().then(bought()).then(PlanExpired(1), at_us=AT + 99)
+    passing = Passing().then(bought()).then(PlanExpired(1), at_us=AT + MONTH - 1)
     assert passing.failed() == {PLANS: 1}
 
 
@@ -204,8 +232,10 @@ def test_more_calls_than_an_item_has_are_found_and_a_given_back_one_is_not() -> 
 
 
 def test_a_plan_that_is_not_had_or_over_pays_for_nothing() -> None:
-    assert Passing().then(held(BY_PLAN)).failed()[PLANS] == 1
-    passing = Passing().then(bought()).then(held(BY_PLAN, Terms(AT + 100)), at_us=AT + 100)
+    assert Passing().then(held(BY_PLAN)).failed() == {PLANS: 1}
+    over = AT + MONTH
+    next_month = PlanUse(REF_1, "chat", over)
+    passing = Passing().then(bought()).then(held(next_month, Terms(over)), at_us=over)
     assert passing.failed() == {PLANS: 1}
 
 

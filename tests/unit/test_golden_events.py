@@ -21,7 +21,7 @@ from schemas.registry import decode, encode, known_types
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 STATES_SHA256 = {
     "log_1.json": "72b65649886fdff6106e8f4a3b834b5106ce1c27801cd8956ddb205a57a0fa55",
-    "log_2.json": "eec4ba33d115fd9410e80b5e266f9b345d8b261ea52ea8cba6ab9f5ce7c6d1bb",
+    "log_2.json": "f73798587dbc831b17fa30f985871a7a66dec3cfcb7f08ac51786bf336e0edf8",
 }
 """Over the states of the streams in a log, sorted by stream. A log is never edited either."""
 

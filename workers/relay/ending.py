@@ -75,6 +75,8 @@ class Ending:
             served=run.served(status, self._clock.monotonic_s(), error),
             terms=run.terms,
             plan=run.plan,
+            key=run.call.key.key,
+            quota=run.quota,
         )
         try:
             return await self._points.settle(run.call.account, asked)

@@ -12,7 +12,7 @@ from backend.ledger.points import Held
 from schemas.chat import Delta, text_of_input
 from schemas.ids import ChannelId
 from schemas.ledger import Served
-from schemas.plans import PlanUse
+from schemas.plans import PlanUse, Quota
 from schemas.prices import PLAIN_TERMS, affordable_output, bound_upt
 from schemas.relay import RelayCall
 from schemas.usage import Usage
@@ -35,6 +35,7 @@ class Run:
         self.held_upt = 0
         self.terms = PLAIN_TERMS
         self.plan: PlanUse | None = None
+        self.quota: Quota | None = None
         self.output_limit: int | None = None
         """What the provider is told where the client's own limit cannot be paid for."""
         self.attempts = 0
@@ -54,6 +55,7 @@ class Run:
         self.held_upt = held.amount_upt
         self.terms = held.terms
         self.plan = held.plan
+        self.quota = held.quota
         if self.call.meter is not None:
             self.call.meter.held(held.group)
 

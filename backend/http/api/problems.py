@@ -6,12 +6,17 @@ from http import HTTPStatus
 from typing import Any, Final, cast
 
 import msgspec
-from litestar import Response
+from litestar import Request, Response
 from litestar.exceptions import HTTPException
 
 from schemas.errors import SuanpanError
 
+AnyRequest = Request[Any, Any, Any]
+
 PREFIX: Final = "/api"
+REQUEST_ID: Final = "request_id"
+"""Key of a request's id in its ASGI scope's state."""
+INTERNAL_SENTENCE: Final = "Something went wrong on our side; the request id finds it in our logs."
 MEDIA_TYPE: Final = "application/problem+json"
 REASON_CHARS_MAX: Final = 200
 _CODES: Final = {404: "not_found", 405: "method_not_allowed", 413: "request_too_large"}
@@ -27,6 +32,8 @@ class Problem(msgspec.Struct, frozen=True, omit_defaults=True):
     type: str = "about:blank"
     errors: list[Any] = []
     """Where a body or a query is wrong: field and reason."""
+    request_id: str = ""
+    """What our logs call the request."""
 
 
 def is_ours(path: str) -> bool:
@@ -34,23 +41,34 @@ def is_ours(path: str) -> bool:
     return path == PREFIX or path.startswith(f"{PREFIX}/")
 
 
-def refusal(error: SuanpanError) -> Response[bytes]:
+def request_id_of(request: AnyRequest) -> str:
+    """What our logs and the header `x-request-id` call a request; empty: it has no name."""
+    return cast("dict[str, Any]", request.scope).get("state", {}).get(REQUEST_ID, "")
+
+
+def refusal(request: AnyRequest, error: SuanpanError) -> Response[bytes]:
     """The answer to a request that was refused."""
     headers: dict[str, str] = {}
     if error.retry_after_s is not None:
         headers["retry-after"] = str(error.retry_after_s)
     if error.status == 401:
         headers["www-authenticate"] = "Bearer"
-    return _answer(error.status, error.code, error.sentence, headers)
+    return _answer(request, error.status, error.code, error.sentence, headers)
 
 
-def http_problem(error: HTTPException) -> Response[bytes]:
+def unforeseen(request: AnyRequest) -> Response[bytes]:
+    """The answer where we failed; the log has the rest."""
+    return _answer(request, 500, "internal_error", INTERNAL_SENTENCE, {})
+
+
+def http_problem(request: AnyRequest, error: HTTPException) -> Response[bytes]:
     """What the framework refused: an unknown path or method, or input of another shape."""
     code = _CODES.get(error.status_code)
     if code is None:
         code = "invalid_request" if error.status_code < 500 else "internal_error"
     errors = [_short(one) for one in error.extra] if isinstance(error.extra, list) else []
-    return _answer(error.status_code, code, error.detail, dict(error.headers or {}), errors)
+    headers = dict(error.headers or {})
+    return _answer(request, error.status_code, code, error.detail, headers, errors)
 
 
 def _short(error: Any) -> Any:
@@ -62,6 +80,7 @@ def _short(error: Any) -> Any:
 
 
 def _answer(
+    request: AnyRequest,
     status: int,
     code: str,
     detail: str,
@@ -72,7 +91,9 @@ def _answer(
         title = HTTPStatus(status).phrase
     except ValueError:
         title = "Refused"
-    problem = Problem(title, status, code, detail, errors=errors or [])
+    problem = Problem(
+        title, status, code, detail, errors=errors or [], request_id=request_id_of(request)
+    )
     return Response(
         msgspec.json.encode(problem),
         status_code=status,

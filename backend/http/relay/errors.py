@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Final
-
+from backend.http.api.problems import INTERNAL_SENTENCE
 from schemas.errors import RateLimited, SuanpanError
 from schemas.openai import error_body
-
-INTERNAL_SENTENCE: Final = "Something went wrong on our side; the request id finds it in our logs."
 
 
 def error_answer(
