@@ -215,7 +215,7 @@ class Life(Site):
         basis = Basis.COUNTED if call.number >> 9 & 15 == 0 else Basis.REPORTED
         return SettleAsked(
             call.text, call.usage, basis, call.price, held.price,
-            self._served[call.number % SHAPES], held.terms, held.plan,
+            self._served[call.number % SHAPES], held.terms, held.plan, held.key, held.quota,
         )  # fmt: skip
 
     def _release(self, call: Call, reason: ReleaseReason, sweep: LeaseSweep | None) -> None:

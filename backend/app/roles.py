@@ -143,8 +143,10 @@ async def _behind_probes(role: str, settings: Settings, say: Say, add: Add) -> N
 async def _add_worker(
     base: Foundation, health: HealthCheck, registry: CollectorRegistry, stack: AsyncExitStack
 ) -> None:
-    """Sweeps requests whose process died, finishes forgettings, notes what has expired."""
+    """Sweeps requests whose process died, finishes forgettings, notes what has expired; exports
+    and audits."""
     _add_forgetter(base, health, stack)
+    add_jobs(base, health, stack)
     _add_expirer(base, health, stack)
     points = Points(base.writer, base.pool)
     sweeper = make_sweeper(base, points, Spool(base.settings.data_dir / "spool"))

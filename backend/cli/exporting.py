@@ -24,7 +24,7 @@ NOBODY: Final = PersonId(0)
 
 
 @click.command()
-@click.argument("kind", type=click.Choice([kind.value for kind in ExportKind]))
+@click.argument("what", type=click.Choice([kind.value for kind in ExportKind]))
 @click.option("--user", "name", metavar="NAME", help="Whose; else everybody's.")
 @click.option("--format", "shape", type=click.Choice([shape.value for shape in ExportFormat]),
               default=ExportFormat.CSV.value, show_default=True, help="Of the file.")  # fmt: skip
@@ -34,7 +34,7 @@ NOBODY: Final = PersonId(0)
 @looked_for(*OF_ANY)
 @json_option
 def export(
-    kind: str, name: str | None, shape: str, out: Path, as_json: bool, **looked: Any
+    what: str, name: str | None, shape: str, out: Path, as_json: bool, **looked: Any
 ) -> None:
     """Write a statement, requests or ledger entries to a file of any size."""
 
@@ -44,7 +44,7 @@ def export(
             id=UUID(int=0),
             owner=NOBODY,
             person=person,
-            kind=ExportKind(kind),
+            kind=ExportKind(what),
             format=ExportFormat(shape),
             filters=query_of(looked),
             status="running",

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import ast
 import re
-from functools import cache
 from typing import NamedTuple
 
-from tests.architecture.sources import ROOT, FunctionNode
+from tests.architecture.named_tests import NAMED, missing_in, names_in
+from tests.architecture.sources import ROOT
 
 ROWS = (
     *(f"CN{number}" for number in range(1, 23)),
@@ -18,7 +17,6 @@ ROWS = (
     *(f"T{n}" for n in (1, 3, 5, 6, 7, 8, 10, 12, 13, 15, 16, 18, 20, 22, 23, 25, 26, 28, 29, 30)),
     "T31",
 )
-NAMED = re.compile(r"`(tests/[\w/]+\.py)::(\w+)`")
 NOT_BUILT = re.compile(r"not built yet \([A-I]\d+\)")
 
 
@@ -37,13 +35,6 @@ def rows() -> list[Row]:
     return [Row(*found) for found in cells if re.fullmatch(r"[A-Z]+\d+", found[0])]
 
 
-@cache
-def names_in(path: str) -> frozenset[str]:
-    """Functions of a test file, methods too."""
-    tree = ast.parse((ROOT / path).read_text("utf-8"))
-    return frozenset(node.name for node in ast.walk(tree) if isinstance(node, FunctionNode))
-
-
 def test_every_row_is_there_once_and_in_order() -> None:
     assert tuple(row.id for row in rows()) == ROWS
 
@@ -58,12 +49,7 @@ def test_every_row_has_a_test_or_says_which_feature_is_missing() -> None:
 
 
 def test_every_test_that_is_named_exists() -> None:
-    missing = [
-        f"{row.id}: {path}::{name}"
-        for row in rows()
-        for path, name in NAMED.findall(row.shown)
-        if not (ROOT / path).is_file() or name not in names_in(path)
-    ]
+    missing = [f"{row.id}: {name}" for row in rows() for name in missing_in(row.shown)]
     assert missing == []
 
 

@@ -100,6 +100,8 @@ def test_an_export_is_written_whole_and_says_how_much_it_is(
     else:
         lines = [msgspec.json.decode(line) for line in out.read_bytes().splitlines()]
     assert [line["balance"] for line in lines] == ["5", "5.5"]
+    none = shell.json("export", "statement", "--kind", "gift", "--out", str(tmp_path / "none"))
+    assert none["rows"] == 0
     ledger = shell.json("export", "ledger", "--out", str(tmp_path / "ledger.csv"))
     assert ledger["rows"] == 4
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []

@@ -76,6 +76,14 @@ class Simple:
         self.ended[request] = how
         return charged
 
+    def late(self, one: Under, due: int) -> int:
+        """What is charged for usage that came after the end, within the same limits."""
+        charged = min(due, self.reach(one))
+        self.paid += charged
+        if one.limit is not None:
+            self.spent[one.key, one.day] = self.spent.get((one.key, one.day), 0) + charged
+        return charged
+
 
 def price_of(price: Price, usage: Usage, times_ppm: int = 1_000_000) -> int:
     """Whole micro-points, from the price list's own words."""

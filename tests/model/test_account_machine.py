@@ -176,7 +176,7 @@ class AccountMachine(RuleBasedStateMachine):
     def late(self, which: int, output: int) -> None:
         name = RequestId(sorted(self.swept)[which % len(self.swept)])
         model = dict(self.requests)[name]
-        (event_id, accounted), before = self.swept[name], self.model.free
+        event_id, accounted = self.swept[name]
         asked = self.asked(name, model, output)
         answer = self.decided(
             lambda s, v: decide_late(s, v, asked, event_id, accounted), late_command_id(name)
@@ -186,9 +186,12 @@ class AccountMachine(RuleBasedStateMachine):
         (event,) = answer
         assert isinstance(event, UsageLate)
         due = max(0, self.due(name, model, output) - accounted)
-        assert event.amount_upt == min(due, before)
+        quota = self.held[name].quota
+        one = Under(self.held[name].key, 0)
+        if quota is not None:
+            one.limit, one.day = LIMIT, quota.period_us
+        assert event.amount_upt == self.model.late(one, due)
         assert event.amount_upt + event.shortfall_upt == due
-        self.model.paid += event.amount_upt
 
     @rule(which=st.integers(0, 9), amount=st.integers(-30_000, 5_000), grants=st.booleans())
     def correct(self, which: int, amount: int, grants: bool) -> None:
@@ -214,7 +217,9 @@ class AccountMachine(RuleBasedStateMachine):
     def asked(self, name: RequestId, model: str, output: int) -> Any:
         """With the terms of the hold, which the caller remembers."""
         asked, held = settle_of(name, model, Usage(input=10, output=output)), self.held.get(name)
-        return asked if held is None else msgspec.structs.replace(asked, terms=held.terms)
+        if held is None:
+            return asked
+        return msgspec.structs.replace(asked, terms=held.terms, key=held.key, quota=held.quota)
 
     def due(self, name: str, model: str, output: int) -> int:
         held = self.held.get(name)

@@ -26,7 +26,10 @@ from tests.integration.log_writing import rows_of
 LIST_TABLES = """
 SELECT schemaname, tablename FROM pg_tables WHERE schemaname IN ('public', 'read', 'rebuild')
 """
-LIST_WAL = "SELECT name FROM pg_ls_waldir() ORDER BY name"
+LIST_WAL = """
+SELECT name, pg_walfile_name(pg_current_wal_lsn()) FROM pg_ls_waldir()
+WHERE name ~ '^[0-9A-F]{24}$' ORDER BY name
+"""
 READ_WAL = "SELECT pg_read_binary_file('pg_wal/' || %s)"
 
 
@@ -45,9 +48,24 @@ def forms_of(text: str) -> list[bytes]:
     ]
 
 
-async def everywhere(database: Database, bootstrap: str, folder: Path) -> list[tuple[str, bytes]]:
+class WalMark(msgspec.Struct, frozen=True):
+    """Where PostgreSQL's log stood: its files before that hold nothing that came later."""
+
+    current: str
+    names: frozenset[str]
+
+
+def wal_mark(database: Database) -> WalMark:
+    with psycopg.connect(database.superuser_url, autocommit=True) as connection:
+        files = connection.execute(LIST_WAL).fetchall()
+    return WalMark(files[0][1], frozenset(name for name, _ in files))
+
+
+async def everywhere(
+    database: Database, bootstrap: str, folder: Path, since: WalMark
+) -> list[tuple[str, bytes]]:
     """(place, its bytes) of all that is stored: tables, WAL, Kafka's records, and files."""
-    found = [*_tables(database), *_files(folder)]
+    found = [*_tables(database), *_wal(database, since), *_files(folder)]
     topics = tuple(spec.name for spec in OUR_TOPICS)
     for record in await records_of(bootstrap, *topics):
         headers = b"".join(name.encode() + value for name, value in record.headers)
@@ -138,12 +156,21 @@ def _tables(database: Database) -> Iterator[tuple[str, bytes]]:
                 for row in cursor.execute(sql.SQL("SELECT * FROM {}").format(name)):
                     values = (value for value in row if isinstance(value, bytes))
                     yield f"table {schema}.{table}", b"\n".join(values)
-        for (name,) in connection.execute(LIST_WAL).fetchall():
-            row = connection.execute(READ_WAL, (name,)).fetchone()
+        yield from _server_logs(connection)
+
+
+def _wal(database: Database, since: WalMark) -> Iterator[tuple[str, bytes]]:
+    """What was written since; a file that was used again has a new name and may hold old bytes."""
+    with (
+        psycopg.connect(database.superuser_url, autocommit=True) as connection,
+        connection.cursor(binary=True) as cursor,
+    ):
+        for name, current in cursor.execute(LIST_WAL).fetchall():
+            if name in since.names and not since.current <= name <= current:
+                continue
+            row = cursor.execute(READ_WAL, (name,)).fetchone()
             assert row is not None
             yield f"wal {name}", bytes(row[0])
-
-        yield from _server_logs(connection)
 
 
 def _server_logs(connection: psycopg.Connection[Any]) -> Iterator[tuple[str, bytes]]:

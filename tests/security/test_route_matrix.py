@@ -36,6 +36,9 @@ PUBLIC = {
 """Whoever makes another route public says so here."""
 
 
+METHODS = {"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS", "TRACE"}
+
+
 class Stranger(msgspec.Struct, frozen=True):
     """Somebody who may not enter, and what they are told."""
 
@@ -190,7 +193,16 @@ async def test_other_methods_than_those_of_a_route_are_refused(ground: Ground) -
     for path, methods in known.items():
         if "{" in path:
             continue
-        for method in {"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"} - methods:
+        for method in {
+            "GET",
+            "POST",
+            "PUT",
+            "PATCH",
+            "DELETE",
+            "HEAD",
+            "OPTIONS",
+            "TRACE",
+        } - methods:
             reply = await ground.site.send(method, path, headers)
             # The framework describes the methods of what is public below a public router.
             is_open = method == "OPTIONS" and f"GET {path}" in PUBLIC
