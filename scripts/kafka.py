@@ -22,7 +22,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -94,7 +94,16 @@ class Broker:
     Start it from a thread that outlives it: Linux ends the child with the thread that made it.
     """
 
-    def __init__(self, jars: Path, data_dir: Path, *, port: int | None = None) -> None:
+    def __init__(
+        self,
+        jars: Path,
+        data_dir: Path,
+        *,
+        port: int | None = None,
+        more: Mapping[str, str] | None = None,
+    ) -> None:
+        """`more`: lines of server.properties beside ours."""
+        self._more = dict(more or {})
         self._jars = jars
         self._data_dir = data_dir
         self.port = port or _free_port()
@@ -194,13 +203,13 @@ class Broker:
         shutil.copyfile(source / "log4j2.yaml", self._data_dir / "log4j2.yaml")
         template = string.Template((source / "server.properties").read_text())
         properties = self._data_dir / "server.properties"
-        properties.write_text(
-            template.substitute(
-                port=self.port,
-                controller_port=self._controller_port,
-                log_dir=self._data_dir / "log",
-            )
+        ours = template.substitute(
+            port=self.port,
+            controller_port=self._controller_port,
+            log_dir=self._data_dir / "log",
         )
+        more = [f"{name}={value}\n" for name, value in self._more.items()]
+        properties.write_text(f"{ours}\n{''.join(more)}")
         return properties
 
     def _format(self, java: Path, properties: Path) -> None:

@@ -226,3 +226,8 @@ def filled(environment: dict[str, str], chosen: dict[str, str]) -> dict[str, str
         name: REFERENCE.sub(lambda found: chosen[found[1]], str(value))
         for name, value in environment.items()
     }
+
+
+def test_what_workers_write_for_the_api_lies_in_a_volume_of_both(compose: dict[str, Any]) -> None:
+    for service in ("api", "worker"):
+        assert "objects:/data/objects" in compose["services"][service]["volumes"]

@@ -184,7 +184,7 @@ async def site(
 ) -> AsyncGenerator[Site]:
     """The broker's files lie in the same folder as the site's."""
     folder, database = tmp_path_factory.mktemp("site"), server.fresh()
-    broker = Broker(kafka_jars, folder / "kafka")
+    broker = Broker(kafka_jars, folder / "kafka", more={"log.cleaner.backoff.ms": "300"})
     broker.start()
     try:
         async with role_process(
