@@ -131,9 +131,11 @@ class Account(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
     def quota_left_upt(self, key: int, quota: Quota) -> int:
         """What the key may still spend: its limit less what was charged and is held. May be < 0.
 
-        What was charged in a later period counts as well: it has begun, by another's clock.
+        Nothing in a period that another has followed: what was charged in it is not kept.
         """
         spent = self.spending.get(key)
+        if spent is not None and spent.period_us > quota.period_us:
+            return 0  # what was charged in the earlier period is not kept
         charged_upt = 0 if spent is None or spent.period_us < quota.period_us else spent.amount_upt
         held_upt = sum(
             hold.amount_upt

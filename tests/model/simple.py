@@ -38,6 +38,8 @@ class Simple:
         """What may still be set aside for it: all that is free, or left of its key's limit."""
         if one.limit is None:
             return self.free
+        if any(key == one.key and day > one.day for key, day in self.spent):
+            return 0
         under = sum(o.upt for o in self.open.values() if o.key == one.key and o.limit is not None)
         return max(0, min(self.free, one.limit - self.spent.get((one.key, one.day), 0) - under))
 

@@ -153,7 +153,10 @@ class AccountMachine(RuleBasedStateMachine):
     @rule(which=WHICH, how=st.sampled_from(["settle", "release", "sweep"]), output=OUTPUTS)
     def end(self, which: int, how: str, output: int) -> None:
         """Below and above the hold; a second time, or of nothing held, it changes nothing."""
-        name, model = self.request(which)
+        self.end_of(self.request(which), how, output)
+
+    def end_of(self, request: tuple[RequestId, str], how: str, output: int) -> None:
+        name, model = request
         guard = LeaseSweep(name, 1) if how == "sweep" else None
         settles = how == "settle" or (guard is not None and output % 2 == 0)
         asked = self.asked(name, model, output)
@@ -209,6 +212,17 @@ class AccountMachine(RuleBasedStateMachine):
         if isinstance(answer, tuple):
             assert isinstance(answer[0], PointsCorrected)
             self.model.granted += amount
+
+    @rule(output=OUTPUTS)
+    def hold_over_midnight(self, output: int) -> None:
+        """A key with a limit spends today and tomorrow; what was asked today ends last."""
+        self.hold(2, "odd", 100, 500, 1)
+        asked = self.requests[-1]
+        for _ in range(2):
+            self.hold(2, "call", 100, 500, 1)
+            self.end_of(self.requests[-1], "settle", 1)
+            self.time_passes(24)
+        self.end_of(asked, "settle", output)
 
     @rule(hours=st.sampled_from([1, 15, 30]))
     def time_passes(self, hours: int) -> None:

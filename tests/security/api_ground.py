@@ -179,6 +179,7 @@ async def ground_on(
     server: Server, valkey: ValkeyServer, folder: Path, **settings: Any
 ) -> AsyncGenerator[Ground]:
     database = server.fresh()
+    valkey.wipe()
     try:
         async with (
             FakeUpstream() as upstream,
