@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import resource
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import httptools
 import msgspec
@@ -152,22 +152,28 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _check_head(self) -> None:
         """Raises into the parser, which reads no further."""
-        size = len(self.url) + sum(
-            len(name) + len(value) + _LINE_BYTES for name, value in self.headers
-        )
-        if size > self._bytes_max:
+        if self._unread_bytes > self._bytes_max and self._head_bytes() > self._bytes_max:
             self._refuse_size()
             raise httptools.HttpParserError("head too large")
-        names = [name for name, _ in self.headers]
+        hosts, is_encoded = 0, False
+        for name, _ in self.headers:
+            if name == b"host":
+                hosts += 1
+            elif name == b"transfer-encoding":
+                is_encoded = True
         is_old = self.parser is not None and self.parser.get_http_version() == "1.0"
         # RFC 9112 §6.1: an encoding in HTTP/1.0 is faulty framing; §3.2: exactly one Host.
-        if b"transfer-encoding" in names if is_old else names.count(b"host") != 1:
+        if is_encoded if is_old else hosts != 1:
             self.send_400_response("")
             raise httptools.HttpParserError("bad head")
 
+    def _head_bytes(self) -> int:
+        lines = sum(len(name) + len(value) + _LINE_BYTES for name, value in self.headers)
+        return len(self.url) + lines
+
     def _is_answering(self) -> bool:
         # There is none before the first request, whatever the type says.
-        cycle: RequestResponseCycle | None = self.cycle
+        cycle = cast("RequestResponseCycle | None", self.cycle)
         return cycle is not None and not cycle.response_complete
 
     def _arm(self) -> None:

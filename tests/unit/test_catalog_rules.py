@@ -31,6 +31,7 @@ from backend.catalog.group import GROUP, DefinedGroup
 from backend.catalog.plan import PLAN, DefinedPlan
 from backend.catalog.price import PRICE, ModelPrice
 from backend.journal.commands import Accept, Refuse, Standing
+from backend.journal.fold import Fold
 from schemas.catalog import (
     ChannelAdded,
     ChannelChanged,
@@ -210,7 +211,8 @@ def test_groups_plans_and_lists_fold_to_what_was_said_last() -> None:
     state = PRICELIST.apply(AcceptedList(b"old", 3), accepted, 4, 0)
     assert state == AcceptedList(b"digest", 4)
     assert PRICELIST.decode(PRICELIST.encode(state)) == state
-    for fold in (GROUP, PLAN, PRICELIST):
+    folds: list[Fold[Any]] = [GROUP, PLAN, PRICELIST]
+    for fold in folds:
         with pytest.raises(ImpossibleHistory):
             fold.apply(fold.empty, ADDED, 1, 0)
 

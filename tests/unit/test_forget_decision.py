@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from backend.identity.decide import (
@@ -48,11 +50,11 @@ SECRET = SiteSecret("q9Zr1Vx7Lw3Tn5Kp8Hd2Gs6Fb4Jc0Ym+")
 FORGOTTEN = Standing("person:7", 4, Person(forgotten=True))
 
 
-def person(**state: bool) -> Standing:
+def person(**state: Any) -> Standing:
     return Standing("person:7", 3, Person(b"sealed", b"hmac", **state))
 
 
-def other(version: int = 3, **state: bool) -> Standing:
+def other(version: int = 3, **state: Any) -> Standing:
     return Standing("person:8", version, Person(b"sealed", b"hmac2", **state))
 
 
