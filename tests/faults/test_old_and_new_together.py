@@ -68,7 +68,7 @@ def git(*words: str) -> bytes:
 
 def older_code() -> str:
     """SUANPAN_FAULT_OLD_REF; else the newest tag that is not this code; else the commit before the
-    log last got new words.
+    first schema that replaced another.
     """
     given = os.environ.get("SUANPAN_FAULT_OLD_REF")
     if given:
@@ -77,8 +77,10 @@ def older_code() -> str:
     for tag in git("tag", "--sort=-creatordate").decode().split():
         if git("rev-list", "-n1", tag).decode().strip() != head:
             return tag
-    changed = git("log", "--format=%H", "-n1", "--diff-filter=A", "--", GOLDEN).decode().strip()
-    return git("rev-parse", f"{changed}^").decode().strip()
+    second = git("log", "--format=%H", "--diff-filter=A", "--", f"{GOLDEN}/*.2.json").decode()
+    if not second:
+        pytest.skip("the history here does not reach back to older code")
+    return git("rev-parse", f"{second.split()[-1]}^").decode().strip()
 
 
 def unpacked(folder: Path) -> Path:

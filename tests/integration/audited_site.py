@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import msgspec
 import psycopg
 from psycopg import sql
 
@@ -32,9 +33,9 @@ from projections.tables import ensure_tables
 from schemas.catalog import ChannelAdded, ChannelDisabled, ChannelSettings, PriceSet
 from schemas.identity import KeyCreated, PersonRegistered
 from schemas.ids import PersonId, RequestId, account_stream, late_command_id, outcome_command_id
-from schemas.ledger import ReleaseReason, Served
+from schemas.ledger import PointsHeld, ReleaseReason, Served
 from schemas.money import MicroPoints
-from schemas.prices import Price, PriceRef
+from schemas.prices import Price, PriceRef, Terms
 from schemas.usage import Basis, Usage
 from tests.given import (
     A_POINT_A_CALL,
@@ -61,6 +62,10 @@ SELECT count(*) FROM streams s
 LEFT JOIN consumer_streams c ON c.stream = s.stream AND c.consumer = %(consumer)s
 WHERE s.stream LIKE 'account:%%' AND s.version IS DISTINCT FROM c.version
 """
+
+
+_TERMS: dict[str, Terms] = {}
+"""Of each request that was let in, on whichever site: whatever ends it is on the same ones."""
 
 
 class Site:
@@ -99,8 +104,18 @@ class Site:
         asked = hold_asked(
             request, price_of(model), model=model, price_ref=PriceRef(model, 1), output_limit=100
         )
-        await self.do(holding(account, asked, UUID(request)))
+        self.held(await self.do(holding(account, asked, UUID(request))))
         return request
+
+    def held(self, landed: Landed) -> None:
+        """Remembers on what terms a request was let in."""
+        for event in landed.events:
+            if isinstance(event, PointsHeld):
+                _TERMS[event.request_id] = event.terms
+
+    def on_its_terms(self, asked: SettleAsked) -> SettleAsked:
+        """Usage that comes when the hold is gone, as whoever made the call knows it."""
+        return msgspec.structs.replace(asked, terms=_TERMS[asked.request_id])
 
     async def settle(self, account: int, request: RequestId, usage: Usage | None = None) -> None:
         await self.do(self.settling(account, request, MODEL, usage or Usage(input=40, output=60)))
@@ -132,7 +147,7 @@ class Site:
         )
 
     async def late(self, account: int, request: RequestId, sweep: UUID, charged_upt: int) -> None:
-        asked = settle_of(request, MODEL, Usage(input=50, output=70))
+        asked = self.on_its_terms(settle_of(request, MODEL, Usage(input=50, output=70)))
         await self.do(
             on_first(
                 (account_stream(PersonId(account)),),

@@ -75,7 +75,7 @@ class Calls:
             request, PRICES[model], model=model, price_ref=PriceRef(model, 1),
             streamed=True, output_limit=100, channels=(ChannelId(1),),
         )  # fmt: skip
-        await self._site.do(holding(account, asked, UUID(request)))
+        self._site.held(await self._site.do(holding(account, asked, UUID(request))))
         return request
 
     async def settle(
@@ -96,7 +96,7 @@ class Calls:
         return request
 
     async def late(self, account: int, request: RequestId, sweep: UUID, usage: Usage) -> None:
-        asked = settle_of(request, usage, CHAT)
+        asked = self._site.on_its_terms(settle_of(request, usage, CHAT))
         await self._site.do(
             on_first(
                 (account_stream(PersonId(account)),),

@@ -35,7 +35,7 @@ from tests.upstream import FakeUpstream
 __all__ = ["kafka_bootstrap", "kafka_jars"]
 
 ROLES: Final = ("api", "worker", "projector", "publisher", "witness")
-REFERENCE: Final = re.compile(r"\$\{(\w+)(?::[-?][^}]*)?\}")
+REFERENCE: Final = re.compile(r"\$\{(\w+)(?::(?:-([^}]*)|\?[^}]*))?\}")
 READY_S: Final = 60
 
 
@@ -72,7 +72,7 @@ class Place:
     def environment(self, service: str) -> dict[str, str]:
         given: dict[str, Any] = self.services[service]["environment"]
         filled = {
-            name: REFERENCE.sub(lambda found: self._chosen[found[1]], str(value))
+            name: REFERENCE.sub(self._chosen_or_default, str(value))
             for name, value in given.items()
         }
         filled = {
@@ -85,6 +85,11 @@ class Place:
         filled["PORT"] = str(self._ports.setdefault(service, _free_port()))
         filled["SUANPAN_DATA_DIR"] = f"/data/{service}"
         return filled
+
+    def _chosen_or_default(self, found: re.Match[str]) -> str:
+        chosen = self._chosen.get(found[1], found[2])
+        assert chosen is not None, f"{found[1]} has no default and is not in .env"
+        return chosen
 
     def url(self, service: str) -> str:
         return f"http://127.0.0.1:{self._ports[service]}"
