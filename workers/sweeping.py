@@ -5,7 +5,6 @@ A sweep lands only for the generation it saw, and only once the database's clock
 
 from __future__ import annotations
 
-import asyncio
 from typing import Final
 
 import structlog
@@ -14,8 +13,7 @@ from backend.catalog.price_history import PriceHistory
 from backend.journal.commands import Decision, LeaseSweep
 from backend.journal.fold import Folds
 from backend.journal.view import load_states
-from backend.kit.postgres import DatabaseError, Pool
-from backend.kit.tasks import ended, vital
+from backend.kit.postgres import Pool
 from backend.ledger.account import Account, Hold
 from backend.ledger.decide import SettleAsked, decide_release, decide_settle
 from backend.ledger.leases import Expired, find_expired, forget_strays
@@ -26,6 +24,7 @@ from schemas.ids import RequestId
 from schemas.ledger import ReleaseReason, Served
 from schemas.prices import PriceRef
 from schemas.usage import Basis, Usage
+from workers.rounds import Rounds
 
 SWEEP_BATCH_MAX: Final = 200
 PASS_TIMEOUT_S: Final = 30.0
@@ -33,9 +32,7 @@ PASS_TIMEOUT_S: Final = 30.0
 _log = structlog.get_logger("workers.sweeping")
 
 
-class Sweeper:
-    """One task per process; several processes may sweep at once."""
-
+class Sweeper(Rounds):
     def __init__(
         self,
         pool: Pool,
@@ -45,30 +42,17 @@ class Sweeper:
         spool: Spool,
         every_s: float,
     ) -> None:
+        super().__init__("sweeper", every_s, PASS_TIMEOUT_S)
         self._pool: Final = pool
         self._folds: Final = folds
         self._points: Final = points
         self._prices: Final = prices
         self._spool: Final = spool
-        self._every_s: Final = every_s
-        self._task: asyncio.Task[None] | None = None
         self.swept = 0
 
-    def start(self) -> None:
-        self._task = vital(self._run(), "sweeper")
-
-    async def stop(self) -> None:
-        await ended(self._task)
-
-    async def _run(self) -> None:
-        while True:
-            try:
-                async with asyncio.timeout(PASS_TIMEOUT_S):
-                    await self._spool.replay(self._points)
-                    await self.sweep()
-            except (DatabaseError, SuanpanError, OSError, TimeoutError) as error:
-                _log.warning("sweep waits", error=type(error).__name__)
-            await asyncio.sleep(self._every_s)
+    async def once(self) -> None:
+        await self._spool.replay(self._points)
+        await self.sweep()
 
     async def sweep(self) -> int:
         """One pass; returns how many requests it ended."""

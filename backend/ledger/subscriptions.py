@@ -31,7 +31,7 @@ from backend.ledger.refusals import (
     TooFarAhead,
 )
 from backend.ledger.subscription import AHEAD_MONTHS_MAX, Quote, quote
-from schemas.errors import BadRequest, InsufficientPoints, NotFound, SuanpanError
+from schemas.errors import BadRequest, Conflict, InsufficientPoints, NotFound, SuanpanError
 from schemas.event import Recorded
 from schemas.ids import PersonId, StreamName, account_stream
 from schemas.ledger import PlanBought, PlanChanged, PlanRenewed
@@ -157,6 +157,8 @@ class Subscriptions:
                 row, purchase = _purchase(rows)
             case Refused(JustBought()):
                 (row, purchase), repeated = await self._last_purchase(account), True
+                if not _agrees([row], account, offered, months):
+                    raise Conflict("The subscription was changed a moment ago; look and try again.")
             case Refused(reason):
                 raise _refusal(reason)
         available_upt = (await self._account(account)).available_upt
