@@ -97,6 +97,9 @@ def make_pool(url: str, *, application: str, size_max: int, waiting_max: int = 2
         max_waiting=waiting_max,
         timeout=5.0,
         max_idle=120.0,
+        # Each attempt waits twice as long as the one before: given up after so long, the next
+        # checkout begins anew, and an outage is over two seconds after it is over.
+        reconnect_timeout=4.0,
         open=False,
         check=AsyncConnectionPool.check_connection,
     )

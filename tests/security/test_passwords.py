@@ -10,16 +10,25 @@ from tests.conftest import Database
 from tests.site import RunningSite, running_site
 
 TRIES = 9
+ROUNDS = 6
+"""A machine that is busy meanwhile can blur one round; a hash that is left out shows in all."""
 PASSWORD = "the right password 5c1d"
 
 
-async def median_s(site: RunningSite, names: list[str]) -> float:
-    took_s: list[float] = []
-    for name in names:
-        began_s = time.perf_counter()
-        assert await site.base.identity.check_password(name, "not the right one") is None
-        took_s.append(time.perf_counter() - began_s)
-    return median(took_s)
+async def took_s(site: RunningSite, name: str) -> float:
+    began_s = time.perf_counter()
+    assert await site.base.identity.check_password(name, "not the right one") is None
+    return time.perf_counter() - began_s
+
+
+async def ratio(site: RunningSite, other: str) -> float:
+    """Median time for another name over that for a wrong password, asked by turns."""
+    known_s: list[float] = []
+    other_s: list[float] = []
+    for number in range(TRIES):
+        known_s.append(await took_s(site, "anna"))
+        other_s.append(await took_s(site, other.format(number)))
+    return median(other_s) / median(known_s)
 
 
 async def test_a_name_that_nobody_has_takes_as_long_as_a_wrong_password(
@@ -29,7 +38,8 @@ async def test_a_name_that_nobody_has_takes_as_long_as_a_wrong_password(
         opening = site.base.opening
         await opening.open_person("anna", PASSWORD)
         await opening.open_person("without", None)
-        await median_s(site, ["anna"])
-        known_s = await median_s(site, ["anna"] * TRIES)
-        for names in ([f"nobody-{number}" for number in range(TRIES)], ["without"] * TRIES):
-            assert 0.6 < await median_s(site, names) / known_s < 1.6
+        for other in ("nobody-{}", "without"):
+            found: list[float] = []
+            while not any(0.6 < one < 1.6 for one in found):
+                assert len(found) < ROUNDS, found
+                found.append(await ratio(site, other))
