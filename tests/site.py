@@ -32,6 +32,7 @@ from backend.http.site import Site as SiteParts
 from backend.identity.service import KeyAsked
 from backend.journal.reader import read_stream
 from backend.journal.view import load_states
+from backend.kit.postgres import fetch_all
 from backend.kit.settings import Settings, load_settings
 from backend.ledger.account import Account
 from backend.ledger.points import account_state
@@ -127,6 +128,10 @@ class Streamed:
             self._opening.cancel()
 
 
+VIEWED_KINDS = ("key", "person", "channel", "price", "plan", "group", "limit")
+VIEWED = "SELECT stream FROM streams WHERE split_part(stream, ':', 1) = ANY(%(kinds)s)"
+
+
 class RunningSite:
     """A site whose clock, database, ledger and relay are real."""
 
@@ -186,7 +191,13 @@ class RunningSite:
         return added.channel
 
     async def refresh(self) -> None:
+        """All that was committed is known. Not by the log's order alone: readers stay below what
+        is open anywhere on the server, and tests share one.
+        """
         await self.relay.view.refresh()
+        async with self.base.pool.connection() as connection:
+            found = await fetch_all(connection, VIEWED, {"kinds": list(VIEWED_KINDS)})
+        await self.relay.view.reread(*(stream for (stream,) in found))
 
     async def ask(self, key: str, body: dict[str, Any] | bytes, **headers: str) -> Reply:
         """POST /v1/chat/completions; header names with `_` for `-`."""
