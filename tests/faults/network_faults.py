@@ -108,6 +108,7 @@ class DatabaseThrottled(Split):
 
 class KafkaSplit(Split):
     what = "publisher and projector lose Kafka: nothing passes, then reset"
+    long_only = True
     needs_kafka = True
     lasts_s = (2.0, 3.0)
 
