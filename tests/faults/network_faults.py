@@ -108,6 +108,7 @@ class DatabaseThrottled(Split):
 
 class KafkaSplit(Split):
     what = "publisher and projector lose Kafka: nothing passes, then reset"
+    # Fails: after some splits publisher or projector has not caught up within 90 s. Not explained.
     long_only = True
     needs_kafka = True
     lasts_s = (2.0, 3.0)
